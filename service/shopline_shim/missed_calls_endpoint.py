@@ -15,7 +15,7 @@ from shopline_shim.metrics import Metrics
 from shopline_shim.request_body import BodyError, read_body
 from shopline_shim.responses import RETRY_AFTER, UNAVAILABLE, WRONG_SECRET, Problem
 from shopline_shim.settings import ShimSettings, secret_values
-from shopline_shim.translate_missed_call import MalformedCall, confirm_missed_call
+from shopline_shim.translate_missed_call import MalformedCall, missed_call
 
 log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ class MissedCallsEndpoint:
             return error.outcome, error.response
         request.state.connection.release(authentic=True)
         try:
-            call = confirm_missed_call(request.headers, request.url.query, raw_body, self._field_names, now_ms)
+            call = missed_call(request.headers, request.url.query, raw_body, self._field_names, now_ms)
             return await self._confirm(request, call)
         except MalformedCall as malformed:
             log.warning("missed call not understood", request_id=request.state.request_id, detail=str(malformed))

@@ -1,11 +1,10 @@
-"""Why a webhook is quarantined, and which of its headers are stored. Pure.
+"""Why a webhook is quarantined. Pure.
 
 A detail names fields and their rules, never values, which may be personal data.
 
 Source: docs/reference/shopline-webhooks.md#quarantine
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import grpc
@@ -15,19 +14,6 @@ from shopline_shim.body_reader import MalformedWebhook, OutOfBoundsWebhook
 from shopline_shim.grpc_errors import error_details
 
 _DETAIL_LENGTH_MAX = 1_000
-_STORED_HEADERS = frozenset(
-    {
-        "x-shopline-topic",
-        "x-shopline-shop-domain",
-        "x-shopline-shop-id",
-        "x-shopline-merchant-id",
-        "x-shopline-api-version",
-        "x-shopline-webhook-id",
-    }
-)
-"""SHOPLINE's headers except the signature, with which a reader of the quarantine could send the webhook again."""
-_HEADER_LENGTH_MAX = 255
-
 _RETRYABLE_REASON = "KEY_NOT_CONFIGURED"
 """The reason of a definite error that SHOPLINE's retries overcome once the server has a key."""
 
@@ -112,18 +98,3 @@ def from_error(error: grpc.aio.AioRpcError) -> QuarantineCause | None:
         )
         return QuarantineCause(webhooks_pb2.QUARANTINE_REASON_OUT_OF_BOUNDS, violations[:_DETAIL_LENGTH_MAX] or status)
     return QuarantineCause(webhooks_pb2.QUARANTINE_REASON_REFUSED, status[:_DETAIL_LENGTH_MAX])
-
-
-def stored_headers(raw_headers: Iterable[tuple[bytes, bytes]]) -> list[webhooks_pb2.WebhookHeader]:
-    """Return SHOPLINE's headers without the signature.
-
-    Of a repeated name it is the first one whose value is not too long.
-
-    Headers are not signed, so anyone on the way may have added or repeated some.
-    """
-    stored: dict[str, webhooks_pb2.WebhookHeader] = {}
-    for raw_name, raw_value in raw_headers:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        if name.lower() in _STORED_HEADERS and len(value) <= _HEADER_LENGTH_MAX:
-            stored.setdefault(name.lower(), webhooks_pb2.WebhookHeader(name=name, value=value))
-    return list(stored.values())

@@ -1,6 +1,5 @@
 """Settings of the shim: one field for each `POINTBOOK_*` environment variable."""
 
-import ipaddress
 import json
 import re
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from pointbook_common.addresses import is_loopback
 from pointbook_common.secret_files import SecretFileSettings, read_secret_file
 from shopline_shim.endpoint_bindings import EndpointBinding, parse_endpoint_bindings
 
@@ -274,7 +274,7 @@ class ShimSettings(SecretFileSettings):
         has_tls = info.field_name == "http_address" and info.data.get("http_tls_cert_file") is not None
         # Metrics on the webhooks' address share its listener, and so its TLS.
         is_protected = not address or has_tls or address == info.data.get("http_address")
-        if not is_protected and not info.data.get("allow_plaintext", True) and not _is_loopback(address):
+        if not is_protected and not info.data.get("allow_plaintext", True) and not is_loopback(address):
             remedy = "set POINTBOOK_HTTP_TLS_CERT_FILE, or " if info.field_name == "http_address" else "set "
             raise ValueError(f"is beyond loopback: {remedy}POINTBOOK_ALLOW_PLAINTEXT=true behind a TLS proxy")
         return address
@@ -287,14 +287,14 @@ class ShimSettings(SecretFileSettings):
         if not _VISIBLE.fullmatch(token.get_secret_value()):
             raise ValueError("must be visible ASCII characters, because it is sent in a header")
         # Invalid values have their own errors.
-        plaintext_allowed = info.data.get("allow_plaintext", True) or _is_loopback(
+        plaintext_allowed = info.data.get("allow_plaintext", True) or is_loopback(
             info.data.get("grpc_address", "localhost:0")
         )
         if info.data.get("server_ca_file") is None and not plaintext_allowed:
             raise ValueError(
                 "would be sent in plaintext to POINTBOOK_GRPC_ADDRESS, which is beyond loopback: set "
-                "POINTBOOK_SERVER_CA_FILE for TLS, or POINTBOOK_ALLOW_PLAINTEXT=true in a network that encrypts by "
-                "itself"
+                "POINTBOOK_SERVER_CA_FILE for TLS, or POINTBOOK_ALLOW_PLAINTEXT=true in a network that encrypts "
+                "traffic itself"
             )
         return token
 
@@ -317,11 +317,3 @@ def split_address(address: str) -> tuple[str, int]:
     if not host or not (port.isascii() and port.isdigit() and int(port) < 2**16):
         raise ValueError("must be host:port")
     return host, int(port)
-
-
-def _is_loopback(address: str) -> bool:
-    host, _ = split_address(address)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2
+from pointbook_common.shopline_webhooks import CUSTOMER_UPDATE_KINDS, POINTS_TOPIC, STORE_ERASURE_TOPIC
 from pointbook_common.text import phone_text
 from shopline_shim.body_reader import ID, BodyReader, MalformedWebhook, OutOfBoundsWebhook
 from shopline_shim.timestamps import to_timestamp
@@ -25,24 +26,18 @@ __all__ = [
     "MalformedWebhook",
     "OutOfBoundsWebhook",
     "customer_update",
-    "merchant_id",
     "points_update",
+    "read_merchant_id",
+    "read_topic",
     "store_erasure",
-    "topic",
 ]
 
-POINTS_TOPIC = "app_memberSystem_points/challenged"
-"""The topic that `points_update` translates."""
 REDACT_TOPIC = "customers/redact"
 CUSTOMER_TOPICS = {
-    "customers/create": customers_pb2.CUSTOMER_UPDATE_KIND_CREATED,
-    "customers/update": customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED,
-    "customers/delete": customers_pb2.CUSTOMER_UPDATE_KIND_DELETED,
-    REDACT_TOPIC: customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED,
+    topic: customers_pb2.CustomerUpdateKind.Value(f"CUSTOMER_UPDATE_KIND_{kind}")
+    for topic, kind in CUSTOMER_UPDATE_KINDS.items()
 }
 """The topics that `customer_update` translates, and the kind of each."""
-STORE_ERASURE_TOPIC = "merchants/redact"
-"""The topic that `store_erasure` translates."""
 ERASURE_TOPICS = frozenset({REDACT_TOPIC, STORE_ERASURE_TOPIC})
 """The topics that request the erasure of personal data."""
 TRANSLATED_TOPICS = frozenset({POINTS_TOPIC, STORE_ERASURE_TOPIC, *CUSTOMER_TOPICS})
@@ -66,7 +61,7 @@ def points_update(headers: Mapping[str, str], raw_body: bytes) -> points_pb2.Poi
 
     Points are whole numbers and times are milliseconds. Longs may be integers, integral floats or decimal strings, ids
     strings or integers, and the type may have any case. `updated_value` is a magnitude; the type gives its sign. An
-    unknown scene is kept by name. `points_expiry_time` counts for an INCREASE only; absent, null, "", 0 and
+    unknown scene is passed on by name. `points_expiry_time` counts for an INCREASE only; absent, null, "", 0 and
     2099-12-31T15:59:59Z mean that the points do not expire.
 
     The event id is a digest of the content, so that a body that is delivered again, with another webhook id or in
@@ -184,7 +179,7 @@ def store_erasure(headers: Mapping[str, str], raw_body: bytes) -> programs_pb2.R
     )
 
 
-def topic(values: Iterable[str]) -> str:
+def read_topic(values: Iterable[str]) -> str:
     """Return the only topic of the X-Shopline-Topic headers, or an empty text.
 
     A proxy may join repeated headers with commas (https://www.rfc-editor.org/rfc/rfc9110#section-5.3), so a list of
@@ -194,7 +189,7 @@ def topic(values: Iterable[str]) -> str:
     return names.pop() if len(names) == 1 else ""
 
 
-def merchant_id(headers: Mapping[str, str]) -> str:
+def read_merchant_id(headers: Mapping[str, str]) -> str:
     """Return the merchant of the headers; empty if it is missing or is not an id."""
     header_value = {name.lower(): value for name, value in headers.items()}.get(_MERCHANT_ID_HEADER.lower(), "")
     return header_value if ID.fullmatch(header_value) else ""

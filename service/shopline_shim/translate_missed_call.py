@@ -48,7 +48,7 @@ class MalformedCall(ValueError):  # noqa: N818 - the callback is wrong, not the 
         super().__init__("; ".join(f"{name} {description}" for name, description in violations.items()))
 
 
-def confirm_missed_call(
+def missed_call(
     headers: Mapping[str, str], query: str, raw_body: bytes, field_names: Mapping[str, str], now_ms: int
 ) -> redemption_pb2.ConfirmMissedCallRequest:
     """Translate a callback, which is a form or a JSON object.

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, programs_pb2, webhooks_pb2
 from pointbook_common.durations import HOUR_MS
+from pointbook_common.shopline_webhooks import select_headers
 from shopline_shim import quarantine_cause, signature, translate
 from shopline_shim.endpoint_bindings import EndpointBinding
 from shopline_shim.grpc_client import CallContext, PointbookClient
@@ -47,8 +48,8 @@ class _NotApplicableError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery:
-    """An authentic webhook, and what its gRPC calls need."""
+class AuthenticWebhook:
+    """An authentic webhook, with the client and context of its gRPC calls."""
 
     request: Request
     topic: str
@@ -93,7 +94,7 @@ class WebhooksEndpoint:
         Of its content only the ids of the webhook and the merchant are logged.
         """
         started = time.perf_counter()
-        topic = translate.topic(request.headers.getlist("x-shopline-topic"))
+        topic = translate.read_topic(request.headers.getlist("x-shopline-topic"))
         if self._binding is not None:
             topic = self._binding.resolve_topic(topic)
         label = _TOPIC_LABELS.get(topic, "other")
@@ -117,59 +118,59 @@ class WebhooksEndpoint:
             return "forged", WRONG_SIGNATURE.response()
         headers = request.headers if self._binding is None else self._binding.complete_headers(request.headers, topic)
         context = CallContext(request.state.request_id, time.monotonic() + self._timeout_seconds)
-        return await self._apply(Delivery(request, topic, headers, raw_body, request.state.client, context))
+        return await self._apply(AuthenticWebhook(request, topic, headers, raw_body, request.state.client, context))
 
-    async def _apply(self, delivery: Delivery) -> tuple[str, Response]:
+    async def _apply(self, webhook: AuthenticWebhook) -> tuple[str, Response]:
         """Apply an authentic webhook, or quarantine it if it cannot be applied."""
-        if delivery.topic and delivery.topic not in translate.TRANSLATED_TOPICS:
+        if webhook.topic and webhook.topic not in translate.TRANSLATED_TOPICS:
             return "ignored", JSONResponse({"outcome": "IGNORED"})
         try:
-            self._check_headers(delivery)
-            outcome, headers = await self._apply_by_topic[delivery.topic](delivery)
+            self._check_headers(webhook)
+            outcome, headers = await self._apply_by_topic[webhook.topic](webhook)
         except translate.MalformedWebhook as malformed:
-            return await self._quarantine(delivery, quarantine_cause.from_malformed(malformed))
+            return await self._quarantine(webhook, quarantine_cause.from_malformed(malformed))
         except _NotApplicableError as error:
-            return await self._quarantine(delivery, error.cause)
+            return await self._quarantine(webhook, error.cause)
         except grpc.aio.AioRpcError as error:
             cause = quarantine_cause.from_error(error)
             if cause is None:
-                log_unavailable(_request_log(delivery.request), "webhook not applied", error)
+                log_unavailable(_request_log(webhook.request), "webhook not applied", error)
                 return "unavailable", UNAVAILABLE.response(RETRY_AFTER)
-            return await self._quarantine(delivery, cause)
+            return await self._quarantine(webhook, cause)
         return outcome.lower(), JSONResponse({"outcome": outcome}, headers=headers)
 
-    def _check_headers(self, delivery: Delivery) -> None:
+    def _check_headers(self, webhook: AuthenticWebhook) -> None:
         """Raise _NotApplicableError if the topic or headers are not acceptable.
 
         There must be exactly one topic, and no header may contradict the binding.
         """
-        if not delivery.topic:
+        if not webhook.topic:
             raise _NotApplicableError(quarantine_cause.TOPIC_MISSING)
-        mismatch = self._binding.find_mismatch(delivery.headers, delivery.topic) if self._binding else ""
+        mismatch = self._binding.find_mismatch(webhook.headers, webhook.topic) if self._binding else ""
         if mismatch:
             raise _NotApplicableError(quarantine_cause.from_endpoint_mismatch(mismatch))
 
-    async def _apply_points_update(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
+    async def _apply_points_update(self, webhook: AuthenticWebhook) -> tuple[str, Mapping[str, str]]:
         """Apply a points webhook, and return the outcome and response headers.
 
         A header marks an event that was already applied from another webhook.
         """
-        update = translate.points_update(delivery.headers, delivery.raw_body)
-        self._check_store_and_age(delivery, update.store_id, update.updated_at)
-        client = delivery.client
+        update = translate.points_update(webhook.headers, webhook.raw_body)
+        self._check_store_and_age(webhook, update.store_id, update.updated_at)
+        client = webhook.client
         response = await client.call(
-            client.points.ApplyPointsUpdate, points_pb2.ApplyPointsUpdateRequest(update=update), delivery.context
+            client.points.ApplyPointsUpdate, points_pb2.ApplyPointsUpdateRequest(update=update), webhook.context
         )
         if response.webhook_id_differs:
             self._metrics.duplicates_with_other_webhook_id.inc()
         headers = _WEBHOOK_ID_DIFFERS if response.webhook_id_differs else {}
         return points_pb2.ApplyOutcome.Name(response.outcome).removeprefix("APPLY_OUTCOME_"), headers
 
-    async def _apply_customer_update(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
-        update = translate.customer_update(delivery.topic, delivery.headers, delivery.raw_body)
-        self._check_store_and_age(delivery, update.store_id, update.updated_at)
-        client = delivery.client
-        response = await client.call(client.customers.ApplyCustomerUpdate, update, delivery.context)
+    async def _apply_customer_update(self, webhook: AuthenticWebhook) -> tuple[str, Mapping[str, str]]:
+        update = translate.customer_update(webhook.topic, webhook.headers, webhook.raw_body)
+        self._check_store_and_age(webhook, update.store_id, update.updated_at)
+        client = webhook.client
+        response = await client.call(client.customers.ApplyCustomerUpdate, update, webhook.context)
         for skipped in response.skipped_identifiers:
             identifier_type = identity_pb2.IdentifierType.Name(skipped.identifier_type).removeprefix("IDENTIFIER_TYPE_")
             cause = customers_pb2.SkippedIdentifierCause.Name(skipped.cause)
@@ -177,16 +178,16 @@ class WebhooksEndpoint:
             self._metrics.identifiers_skipped.labels(identifier_type.lower(), cause.lower()).inc()
         return customers_pb2.CustomerUpdateOutcome.Name(response.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_"), {}
 
-    async def _request_store_erasure(self, delivery: Delivery) -> tuple[str, Mapping[str, str]]:
+    async def _request_store_erasure(self, webhook: AuthenticWebhook) -> tuple[str, Mapping[str, str]]:
         """Store the request. An operator approves it, because the topic is not signed."""
-        erasure = translate.store_erasure(delivery.headers, delivery.raw_body)
-        self._check_store_and_age(delivery, erasure.store_id, erasure.request_time)
-        client = delivery.client
-        response = await client.call(client.programs.RequestStoreErasure, erasure, delivery.context)
+        erasure = translate.store_erasure(webhook.headers, webhook.raw_body)
+        self._check_store_and_age(webhook, erasure.store_id, erasure.request_time)
+        client = webhook.client
+        response = await client.call(client.programs.RequestStoreErasure, erasure, webhook.context)
         outcome = programs_pb2.StoreErasureOutcome.Name(response.outcome)
         return outcome.removeprefix("STORE_ERASURE_OUTCOME_"), {}
 
-    def _check_store_and_age(self, delivery: Delivery, store_id: str, event_time: Timestamp) -> None:
+    def _check_store_and_age(self, webhook: AuthenticWebhook, store_id: str, event_time: Timestamp) -> None:
         """Raise _NotApplicableError if a webhook is too old or of the wrong store.
 
         The store header is not signed, and a missing one is accepted. The event's time is in the signed body. Erasure
@@ -197,40 +198,40 @@ class WebhooksEndpoint:
         """
         if self._binding is not None and store_id not in self._binding.store_ids:
             raise _NotApplicableError(quarantine_cause.OTHER_STORE)
-        has_max_age = self._max_age_ms > 0 and delivery.topic not in translate.ERASURE_TOPICS
+        has_max_age = self._max_age_ms > 0 and webhook.topic not in translate.ERASURE_TOPICS
         if has_max_age and event_time.ToMilliseconds() < time.time_ns() // 1_000_000 - self._max_age_ms:
             raise _NotApplicableError(quarantine_cause.TOO_OLD)
-        header_store_id = delivery.headers.get("x-shopline-shop-id")
+        header_store_id = webhook.headers.get("x-shopline-shop-id")
         if header_store_id is None:
-            _request_log(delivery.request).warning("webhook without shop id")
+            _request_log(webhook.request).warning("webhook without shop id")
         elif header_store_id != store_id:
             self._metrics.shop_id_mismatches.inc()
-            _request_log(delivery.request).warning(
+            _request_log(webhook.request).warning(
                 "webhook shop id mismatch", applied=not self._quarantines_shop_mismatch
             )
             if self._quarantines_shop_mismatch:
                 raise _NotApplicableError(quarantine_cause.OTHER_SHOP)
 
-    async def _quarantine(self, delivery: Delivery, cause: QuarantineCause) -> tuple[str, Response]:
+    async def _quarantine(self, webhook: AuthenticWebhook, cause: QuarantineCause) -> tuple[str, Response]:
         """Quarantine a webhook: 200 after the commit, else 503 for a retry.
 
         Source: docs/reference/shopline-webhooks.md#quarantine
         """
-        binding, client = self._binding, delivery.client
+        binding, client = self._binding, webhook.client
         request = webhooks_pb2.QuarantineWebhookRequest(
-            merchant_id=translate.merchant_id(delivery.headers) if binding is None else binding.merchant_id,
-            topic=delivery.topic,
-            headers=quarantine_cause.stored_headers(delivery.headers.raw),
-            body=delivery.raw_body,
+            merchant_id=translate.read_merchant_id(webhook.headers) if binding is None else binding.merchant_id,
+            topic=webhook.topic,
+            headers=_stored_headers(webhook.headers),
+            body=webhook.raw_body,
             reason=cause.reason,
             detail=cause.detail,
         )
         # Operators look up quarantined webhooks by merchant, so log it.
-        bound_log = _request_log(delivery.request).bind(
+        bound_log = _request_log(webhook.request).bind(
             merchant_id=request.merchant_id, reason=cause.name, detail=cause.detail
         )
         try:
-            response = await client.call(client.webhooks.QuarantineWebhook, request, delivery.context)
+            response = await client.call(client.webhooks.QuarantineWebhook, request, webhook.context)
         except grpc.aio.AioRpcError as error:
             code, (info, _) = error.code(), error_details(error)
             hint = "check the scopes and merchants of POINTBOOK_TOKEN" if code in ACCESS_DENIED else None
@@ -259,6 +260,12 @@ class BoundWebhooksEndpoint:
     async def receive(self, request: Request) -> Response:
         """Handle one request with the endpoint of its path."""
         return await self._endpoints.get(request.path_params["endpoint"], self._unknown).receive(request)
+
+
+def _stored_headers(headers: Headers) -> list[webhooks_pb2.WebhookHeader]:
+    """Return the headers that the quarantine stores."""
+    decoded = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers.raw)
+    return [webhooks_pb2.WebhookHeader(name=name, value=value) for name, value in select_headers(decoded)]
 
 
 def _request_log(request: Request) -> Any:

@@ -233,7 +233,7 @@ async def test_all_obstacles_are_returned_at_once(client: Client, shop: Shop) ->
     assert [reason for reason, *_ in described(found.uncertainties)] == ["MIN_PURCHASE_AMOUNT", "AUTOMATIC_DISCOUNT"]
 
 
-async def test_open_values_of_a_benefit_match_every_membership_and_store(client: Client, shop: Shop) -> None:
+async def test_unset_values_of_a_benefit_match_every_membership_and_store(client: Client, shop: Shop) -> None:
     outlet = unique("store")
     await client.put_store(shop.merchant_id, outlet)
     await client.put_program(shop.merchant_id, shop.store_id)

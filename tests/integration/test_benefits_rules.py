@@ -190,16 +190,16 @@ async def test_a_field_is_refused_where_it_is_irrelevant(
 
 
 @pytest.mark.parametrize("field", sorted(CONDITIONAL))
-async def test_a_value_that_is_or_may_be_relevant_cannot_be_set_aside(client: Client, shop: Shop, field: str) -> None:
+async def test_a_value_that_may_be_relevant_is_refused_as_irrelevant(client: Client, shop: Shop, field: str) -> None:
     for context in RELEVANT[field]:
-        set_aside: Any = {field: EVERYTHING[field]}
-        benefit = benefit_of(shop, **ELSEWHERE | context, irrelevant_values=set_aside)
+        values: Any = {field: EVERYTHING[field]}
+        benefit = benefit_of(shop, **ELSEWHERE | context, irrelevant_values=values)
         assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
-        benefit = benefit_of(shop, **{**ELSEWHERE, **context, field: EVERYTHING[field]}, irrelevant_values=set_aside)
+        benefit = benefit_of(shop, **{**ELSEWHERE, **context, field: EVERYTHING[field]}, irrelevant_values=values)
         assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
 
 
-async def test_an_unset_context_leaves_rules_open(client: Client, shop: Shop) -> None:
+async def test_an_unset_context_leaves_rules_undecided(client: Client, shop: Shop) -> None:
     """SHOPLINE returns neither membership type nor scene with a benefit."""
     benefit = benefit_of(
         shop,
@@ -229,7 +229,9 @@ async def test_an_unset_context_leaves_rules_open(client: Client, shop: Shop) ->
         ("usage_limits_type", ["usage_limits_times"]),
     ],
 )
-async def test_an_unlisted_name_leaves_rules_open(client: Client, shop: Shop, name: str, fields: list[str]) -> None:
+async def test_an_unlisted_name_leaves_rules_undecided(
+    client: Client, shop: Shop, name: str, fields: list[str]
+) -> None:
     context = {key: value for key, value in (PAID | BIRTHDAY).items() if key != name}
     values = {field: EVERYTHING[field] for field in fields}
     benefit = benefit_of(shop, **context, **values, unrecognized_values={name: "SOMETHING_NEW"})
@@ -355,16 +357,16 @@ async def test_every_invalid_field_is_named_at_once(client: Client, shop: Shop) 
     "value", [math.nan, math.inf, "\0", {"\0": 1}, ["x", {"y": "\0"}], "x" * 65_536], ids=lambda value: repr(value)[:9]
 )
 async def test_irrelevant_values_must_fit_into_json_and_the_database(client: Client, shop: Shop, value: Any) -> None:
-    set_aside = Struct()
-    set_aside.update({"days_before": value})
-    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=set_aside)
+    values = Struct()
+    values.update({"days_before": value})
+    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=values)
 
     assert set(await wrong_fields(client, benefit)) == {"irrelevant_values"}
 
 
 async def test_any_other_irrelevant_value_is_stored(client: Client, shop: Shop) -> None:
-    set_aside = {"days_before": "\uff13 days\n\\u0000", "fixed_date": {"a": [1.5, None, True]}, "benefits_name": None}
-    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=set_aside)
+    values = {"days_before": "\uff13 days\n\\u0000", "fixed_date": {"a": [1.5, None, True]}, "benefits_name": None}
+    benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=values)
 
     assert await put(client, benefit) == benefit
 

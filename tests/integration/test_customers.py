@@ -338,7 +338,7 @@ async def test_concurrent_puts_of_the_same_keys_never_fail_internally(client: Cl
     numbers, cards = [mobile() for _ in range(4)], ["c1", "c2", "c3", "c4"]
     chance = random.Random(7)  # noqa: S311 - only chance
 
-    async def some(name: str) -> grpc.StatusCode:
+    async def put_random(name: str) -> grpc.StatusCode:
         customer = full_customer(
             shop,
             customer_id=name,
@@ -354,7 +354,7 @@ async def test_concurrent_puts_of_the_same_keys_never_fail_internally(client: Cl
             return error.code()
         return grpc.StatusCode.OK
 
-    codes = await asyncio.gather(*(some(f"c-{n % 5}") for n in range(150)))
+    codes = await asyncio.gather(*(put_random(f"c-{n % 5}") for n in range(150)))
 
     assert set(codes) <= {grpc.StatusCode.OK, grpc.StatusCode.ALREADY_EXISTS}
     assert grpc.StatusCode.OK in codes
@@ -586,21 +586,21 @@ async def test_moves_that_are_refused(client: Client, shop: Shop) -> None:
     await client.put_customer(shop.merchant_id, "bob", card_numbers=full, buyers=buyers)
     await client.put_customer(shop.merchant_id, "carol")
 
-    async def why(giver: str, receiver: str, **identifier: Any) -> tuple[str, Any]:
+    async def refusal_of(giver: str, receiver: str, **identifier: Any) -> tuple[str, Any]:
         error = await refused(move(client, shop, giver, receiver, **identifier))
         assert customer.mobile not in str(error)
         return error.reason, set(error.fields) or dict(error.metadata)
 
     number = {"mobile": customer.mobile}
-    assert await why("alice", "unknown", **number) == ("CUSTOMER_NOT_FOUND", {"field": "to_customer_id"})
-    assert await why("unknown", "alice", **number) == ("CUSTOMER_NOT_FOUND", {"field": "from_customer_id"})
-    assert await why("alice", "bob", mobile=mobile()) == ("CUSTOMER_NOT_FOUND", {"field": "identifier"})
-    assert await why("bob", "carol", **number) == ("IDENTIFIER_TAKEN", {"mobile"})
-    assert await why("alice", "bob", card_number="card-1") == ("INVALID_FIELDS", {"card_number"})
-    assert await why("alice", "bob", buyer=customer.buyers[0]) == ("INVALID_FIELDS", {"buyer"})
-    assert await why("alice", "alice", **number) == ("INVALID_FIELDS", {"to_customer_id"})
-    assert await why("alice", "bob", mobile="x") == ("INVALID_FIELDS", {"mobile"})
-    assert await why("alice", "bob") == ("INVALID_FIELDS", {"identifier"})
+    assert await refusal_of("alice", "unknown", **number) == ("CUSTOMER_NOT_FOUND", {"field": "to_customer_id"})
+    assert await refusal_of("unknown", "alice", **number) == ("CUSTOMER_NOT_FOUND", {"field": "from_customer_id"})
+    assert await refusal_of("alice", "bob", mobile=mobile()) == ("CUSTOMER_NOT_FOUND", {"field": "identifier"})
+    assert await refusal_of("bob", "carol", **number) == ("IDENTIFIER_TAKEN", {"mobile"})
+    assert await refusal_of("alice", "bob", card_number="card-1") == ("INVALID_FIELDS", {"card_number"})
+    assert await refusal_of("alice", "bob", buyer=customer.buyers[0]) == ("INVALID_FIELDS", {"buyer"})
+    assert await refusal_of("alice", "alice", **number) == ("INVALID_FIELDS", {"to_customer_id"})
+    assert await refusal_of("alice", "bob", mobile="x") == ("INVALID_FIELDS", {"mobile"})
+    assert await refusal_of("alice", "bob") == ("INVALID_FIELDS", {"identifier"})
     nothing = await refused(client.customers.MoveIdentifier(customers_pb2.MoveIdentifierRequest()))
     assert set(nothing.fields) >= {"merchant_id", "from_customer_id", "to_customer_id", "identifier", "reason"}
     assert await client.customer(shop.merchant_id, "alice") == customer
@@ -611,7 +611,7 @@ async def test_concurrent_moves_in_a_circle_end_with_one_owner(client: Client, s
     for name in names:
         await client.put_customer(shop.merchant_id, name, card_numbers=["card"] if name == "alice" else [])
 
-    async def step(giver: str, receiver: str) -> str:
+    async def move_card(giver: str, receiver: str) -> str:
         try:
             await move(client, shop, giver, receiver, card_number="card")
         except grpc.aio.AioRpcError as error:
@@ -620,7 +620,7 @@ async def test_concurrent_moves_in_a_circle_end_with_one_owner(client: Client, s
 
     pairs = [pair for pair in itertools.permutations(names, 2) for _ in range(6)]
     random.shuffle(pairs)
-    codes = await asyncio.gather(*(step(*pair) for pair in pairs))
+    codes = await asyncio.gather(*(move_card(*pair) for pair in pairs))
 
     assert set(codes) <= {"OK", "ALREADY_EXISTS"}
     owners = [name for name in names if list((await client.customer(shop.merchant_id, name)).card_numbers) == ["card"]]
@@ -774,7 +774,7 @@ async def test_a_redaction_needs_a_known_customer_and_a_reason(client: Client, s
 async def test_tombstones_outlive_a_key_rotation(service: Service, admin_token: str, shop: Shop) -> None:
     old, new = "b2xkLWtleS1vbGQta2V5LW9sZC1rZXktb2xkLWtleS0=", "bmV3LWtleS1uZXcta2V5LW5ldy1rZXktbmV3LWtleS0="
 
-    async def ask(code_keys: dict[str, str], sent: customers_pb2.ApplyCustomerUpdateRequest) -> Any:
+    async def apply_on_server(code_keys: dict[str, str], sent: customers_pb2.ApplyCustomerUpdateRequest) -> Any:
         settings = server_settings(code_keys=code_keys)
         server = Server(settings, service.database_url, senders={Channel.SMS: Outbox()}, clock=TestClock())
         await server.start()
@@ -789,10 +789,10 @@ async def test_tombstones_outlive_a_key_rotation(service: Service, admin_token: 
 
     redaction = update(shop, kind=REDACTED)
     late = update(shop, mobile=mobile(), updated_at=at(NOW_MS - 70_000))
-    assert await ask({}, redaction) == "KEY_NOT_CONFIGURED"
-    assert await ask({"old": old}, redaction) == "APPLIED"
-    assert await ask({"new": new, "old": old}, late) == "REDACTED"
-    assert await ask({"new": new}, late) == "APPLIED"
+    assert await apply_on_server({}, redaction) == "KEY_NOT_CONFIGURED"
+    assert await apply_on_server({"old": old}, redaction) == "APPLIED"
+    assert await apply_on_server({"new": new, "old": old}, late) == "REDACTED"
+    assert await apply_on_server({"new": new}, late) == "APPLIED"
 
 
 async def test_no_older_update_remains_after_a_concurrent_redaction(
@@ -815,7 +815,7 @@ async def test_quarantine_usage_is_right_after_a_concurrent_redaction(
 ) -> None:
     fetch, first = Connection.fetch, []
 
-    async def keep_in_between(self: Connection, statement: Statement, values: Any = None) -> Any:
+    async def quarantine_meanwhile(self: Connection, statement: Statement, values: Any = None) -> Any:
         answer = await fetch(self, statement, values)
         if statement is LOCK_BUYERS_BODIES:
             first.append(
@@ -827,7 +827,7 @@ async def test_quarantine_usage_is_right_after_a_concurrent_redaction(
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(Connection, "fetch", keep_in_between)
+        patch.setattr(Connection, "fetch", quarantine_meanwhile)
         await client.customers.ApplyCustomerUpdate(update(shop, kind=REDACTED))
     await first[0]
 
@@ -897,7 +897,7 @@ async def test_concurrent_puts_updates_moves_and_redactions_never_deadlock(
     for name in names:
         await client.put_customer(shop.merchant_id, name)
 
-    def some() -> Any:
+    def call_randomly() -> Any:
         giver, receiver = chance.sample(names, 2)
         buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=chance.choice(buyers))
         kind, second = chance.choice([CREATED, UPDATED, DELETED, REDACTED]), chance.randrange(60)
@@ -915,7 +915,7 @@ async def test_concurrent_puts_updates_moves_and_redactions_never_deadlock(
         )
         return chance.choices(calls, [8, 8, 3, 3, 1])[0]()
 
-    answers = await asyncio.gather(*(some() for _ in range(600)), return_exceptions=True)
+    answers = await asyncio.gather(*(call_randomly() for _ in range(600)), return_exceptions=True)
 
     errors = {answer.code().name for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
     assert errors <= {"ALREADY_EXISTS", "NOT_FOUND", "INVALID_ARGUMENT"}

@@ -698,7 +698,7 @@ async def test_unreadable_tokens_are_not_invalid_tokens(
         with json_logs(token_cache_module) as written:
             assert server._tokens is not None
             # Other servers of this process still load their tokens.
-            monkeypatch.setattr(server._tokens._store, "read_all", broken)
+            monkeypatch.setattr(server._tokens._transactions, "read_all", broken)
             await until(lambda: loads >= 2)
             await get_store(client, shop)
 

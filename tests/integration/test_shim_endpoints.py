@@ -14,12 +14,13 @@ from pydantic import SecretStr
 
 from pointbook.v1 import webhooks_pb2
 from pointbook_common.durations import HOUR_MS, MINUTE_MS
+from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from shopline_shim import signature
 from shopline_shim.endpoint_bindings import EndpointBinding
 from shopline_shim.translate import ERASURE_TOPICS
 from support.harness import Client, Service, Shop, make_token, unique
-from support.shims import PATH, POINTS_TOPIC, SECRET, shim_client
+from support.shims import PATH, SECRET, shim_client
 
 UPDATED_AT_MS = 1_767_225_600_000
 ENDPOINT_SECRET = "endpoint-secret"

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pointbook.v1 import points_pb2, webhooks_pb2
+from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.access.model import Scope
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc import status_interceptor as status_module
@@ -27,7 +28,6 @@ from support.shims import (
     APPLIED,
     DUPLICATE,
     PATH,
-    POINTS_TOPIC,
     QUARANTINED,
     SECRET,
     WebhookSender,

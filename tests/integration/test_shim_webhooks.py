@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 from pydantic import SecretStr
 
 from pointbook.v1 import points_pb2, webhooks_pb2
+from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
 from shopline_shim import signature
 from support.fake_servers import (
@@ -33,7 +34,7 @@ from support.fake_servers import (
     shim_with_fakes,
     signed_headers,
 )
-from support.shims import PATH, POINTS_TOPIC, SECRET
+from support.shims import PATH, SECRET
 
 IGNORED_TOPICS = (
     "app_memberSystem_points/update",

@@ -29,18 +29,18 @@ def privilege(**values: Any) -> dict[str, Any]:
 def exported(benefits: list[benefits_pb2.Benefit]) -> str:
     """Return benefits as a file in SHOPLINE's form.
 
-    Values that were set set_aside, and unlisted names, are in their fields.
+    Irrelevant values and unlisted names are in their own fields.
     """
     return json.dumps(answer(*map(_info_of, benefits)))
 
 
 def _info_of(benefit: benefits_pb2.Benefit) -> dict[str, Any]:
     values: dict[str, Any] = MessageToDict(benefit)
-    set_aside = MessageToDict(benefit.irrelevant_values)
+    irrelevant_values = MessageToDict(benefit.irrelevant_values)
     info = {}
     for name, field in FIELDS.items():
         own = values.get(name)
         if own is not None and field.name in ENUM_NAMES:
             own = ENUM_NAMES[field.name][getattr(benefit, field.name)]
-        info[name] = benefit.unrecognized_values.get(field.name, set_aside.get(field.name, own))
+        info[name] = benefit.unrecognized_values.get(field.name, irrelevant_values.get(field.name, own))
     return info

@@ -14,13 +14,14 @@ from grpc_status import rpc_status
 from pydantic import SecretStr
 
 from pointbook.v1 import points_pb2, points_pb2_grpc, webhooks_pb2, webhooks_pb2_grpc
+from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.errors import PointbookError
 from pointbook_server.rpc.status_mapping import to_status
 from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 from support.harness import Shop
 from support.http_clients import http_client
-from support.shims import PATH, POINTS_TOPIC, SECRET, webhook_headers
+from support.shims import PATH, SECRET, webhook_headers
 
 SHOP = Shop("2000001234", "1718263946864")
 BODY: dict[str, Any] = {

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
+from pointbook.v1.programs_pb2 import ListStoresRequest
 from pointbook_common import text
+from pointbook_common.shopline_webhooks import select_headers
 from pointbook_server.customers import emails, phones
 from pointbook_server.rpc import pagination
 from pointbook_server.rpc.request_fields import Fields, read_etag
@@ -81,10 +83,9 @@ def verify_signature(data: bytes) -> None:
 def read_headers(data: bytes) -> None:
     """Read the topic and merchant of the headers, and select those that are stored."""
     value = data.decode("latin-1")
-    translate.topic([value, value])
-    translate.merchant_id({"X-Shopline-Merchant-Id": value})
-    for header in quarantine_cause.stored_headers([(b"x-shopline-topic", data), (data, b"value")]):
-        header.SerializeToString()
+    translate.read_topic([value, value])
+    translate.read_merchant_id({"X-Shopline-Merchant-Id": value})
+    select_headers([("x-shopline-topic", value), (value, "value")])
 
 
 def translate_callback(data: bytes) -> None:
@@ -92,7 +93,7 @@ def translate_callback(data: bytes) -> None:
     assert not callback_secret.verify([SECRET], {"authorization": data.decode("latin-1")})
     for kind in ("application/json", "application/x-www-form-urlencoded", data[:40].decode("latin-1")):
         with contextlib.suppress(translate_missed_call.MalformedCall):
-            call = translate_missed_call.confirm_missed_call(
+            call = translate_missed_call.missed_call(
                 {"content-type": kind}, data[:60].decode("latin-1"), data, {}, NOW_MS
             )
             call.SerializeToString()
@@ -126,7 +127,7 @@ def parse_tokens(data: bytes) -> None:
     written = data.decode("utf-8", "replace")
     revision = read_etag(written)
     assert revision is None or -1 <= revision < 2**63
-    pagination.read_token(Fields(), "page_token", written, "scope", (int, str))
+    pagination.read_page(Fields(), ListStoresRequest(page_token=written), "scope", first=(0, ""))
 
 
 MODULES = (

@@ -19,7 +19,6 @@ from support.http_clients import http_client
 
 SECRET = "app-secret"
 PATH = "/webhooks/shopline"
-POINTS_TOPIC = "app_memberSystem_points/challenged"
 APPLIED = (200, {"outcome": "APPLIED"})
 DUPLICATE = (200, {"outcome": "DUPLICATE"})
 QUARANTINED = (200, {"outcome": "QUARANTINED"})

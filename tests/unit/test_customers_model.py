@@ -223,11 +223,11 @@ def test_the_first_key_signs_tombstones_and_all_keys_verify() -> None:
     tombstones = Tombstones([b"new", b"old"])
 
     assert tombstones.digests("m", BUYER) == [new, old]
-    assert tombstones.signed("m", BUYER) == new
-    assert tombstones.signed("ms", AccountKey("", "b")) != new
+    assert tombstones.digest("m", BUYER) == new
+    assert tombstones.digest("ms", AccountKey("", "b")) != new
     assert Tombstones([]).digests("m", BUYER) == []
     with pytest.raises(PointbookError) as caught:
-        Tombstones([]).signed("m", BUYER)
+        Tombstones([]).digest("m", BUYER)
     assert caught.value.reason is Reason.KEY_NOT_CONFIGURED
 
 

@@ -1,21 +1,10 @@
-"""Why a webhook is quarantined, and which of its headers are stored."""
+"""Why a webhook is quarantined."""
 
 import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
 from shopline_shim import quarantine_cause, translate
-
-SHOPLINE = [(b"x-shopline-topic", b"t"), (b"x-shopline-merchant-id", b"m")]
-
-
-def test_only_shoplines_short_unrepeated_headers_are_stored_without_signature() -> None:
-    domain = (b"X-Shopline-Shop-Domain", bytes(range(1, 256)))
-    others = [(b"cookie", b"1"), (b"x-shopline-hmac-sha256", b"0" * 64), (b"x-shopline-webhook-id", b"w" * 256)]
-    raw_headers = [*others, *SHOPLINE, domain, *[(name, b"again") for name, _ in SHOPLINE]]
-    stored = quarantine_cause.stored_headers(raw_headers)
-
-    assert [(header.name.encode(), header.value.encode("latin-1")) for header in stored] == [*SHOPLINE, domain]
 
 
 def test_detail_has_at_most_1000_characters() -> None:
@@ -47,4 +36,4 @@ def test_error_with_unreadable_details_is_refused_with_its_code(details: bytes) 
     ],
 )
 def test_merchant_header_that_is_no_id_names_no_merchant(headers: dict[str, str], merchant_id: str) -> None:
-    assert translate.merchant_id(headers) == merchant_id
+    assert translate.read_merchant_id(headers) == merchant_id

@@ -5,9 +5,13 @@ from decimal import Decimal
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from pointbook.v1.programs_pb2 import ListStoresRequest
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.rpc import pagination
+from pointbook_server.rpc.pagination import read_page, write_token
 from pointbook_server.rpc.request_fields import Fields, to_decimal_text, to_timestamp
+
+LIST = ("stores", "m")
+"""The scope of the page tokens."""
 
 
 def wrong_fields(fields: Fields) -> dict[str, str]:
@@ -222,24 +226,24 @@ def test_list_violations_name_the_list_or_the_item() -> None:
 
 def test_page_token_returns_its_position() -> None:
     fields = Fields()
-    token = pagination.write_token(("stores", "m"), ("s-1", 7))
+    token = write_token(LIST, ("s-1", 7))
 
-    assert pagination.read_token(fields, "page_token", token, ("stores", "m"), (str, int)) == ("s-1", 7)
-    assert pagination.read_token(fields, "page_token", "", ("stores", "m"), (str, int)) is None
+    assert read_page(fields, ListStoresRequest(page_token=token), LIST, first=("", 0)).after == ("s-1", 7)
+    assert read_page(fields, ListStoresRequest(), LIST, first=("", 0)).after == ("", 0)
     assert fields.is_clean
 
 
 @pytest.mark.parametrize(
     "token",
     [
-        pagination.write_token(("stores", "other"), ("s-1",)),
-        pagination.write_token(("stores", "m"), (7,)),
-        pagination.write_token(("stores", "m"), ("s-1", "s-2")),
-        pagination.write_token(("stores", "m"), ()),
-        pagination.write_token(("stores", "m"), (True,)),
+        write_token(("stores", "other"), ("s-1",)),
+        write_token(LIST, (7,)),
+        write_token(LIST, ("s-1", "s-2")),
+        write_token(LIST, ()),
+        write_token(LIST, (True,)),
         # Positions that no list has and that no database can compare.
-        pagination.write_token(("stores", "m"), ("\x00",)),
-        pagination.write_token(("stores", "m"), ("\ud800",)),
+        write_token(LIST, ("\x00",)),
+        write_token(LIST, ("\ud800",)),
         "nonsense",
         "é",
         "x" * 2_000,
@@ -253,7 +257,7 @@ def test_page_token_returns_its_position() -> None:
 def test_other_page_tokens_are_invalid(token: str) -> None:
     fields = Fields()
 
-    assert pagination.read_token(fields, "page_token", token, ("stores", "m"), (str,)) is None
+    assert read_page(fields, ListStoresRequest(page_token=token), LIST, first=("",)).after == ("",)
     assert set(wrong_fields(fields)) == {"page_token"}
 
 
@@ -261,5 +265,7 @@ def test_other_page_tokens_are_invalid(token: str) -> None:
 def test_numbers_beyond_64_bits_are_invalid_positions(position: int) -> None:
     fields = Fields()
 
-    assert pagination.read_token(fields, "token", pagination.write_token("l", (position,)), "l", (int,)) is None
-    assert set(wrong_fields(fields)) == {"token"}
+    request = ListStoresRequest(page_token=write_token(LIST, (position,)))
+
+    assert read_page(fields, request, LIST, first=(0,)).after == (0,)
+    assert set(wrong_fields(fields)) == {"page_token"}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointbook.v1 import points_pb2
-from shopline_shim.translate import MalformedWebhook, points_update, topic
+from shopline_shim.translate import MalformedWebhook, points_update, read_topic
 
 HEADERS = {
     "X-Shopline-Topic": "app_memberSystem_points/challenged",
@@ -189,7 +189,7 @@ def test_every_scene_of_the_api_is_recognized(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["BRAND_NEW", "UNSPECIFIED", "login_success", "POINTS_UPDATE_SCENE_LOGIN_SUCCESS"])
-def test_unknown_scene_is_kept_by_name(name: str) -> None:
+def test_unknown_scene_is_passed_on_by_name(name: str) -> None:
     actual = translate(updated_scene=name)
 
     assert actual.updated_scene == points_pb2.POINTS_UPDATE_SCENE_UNSPECIFIED
@@ -431,4 +431,4 @@ TOPIC = "app_memberSystem_points/challenged"
     ],
 )
 def test_topic_is_the_only_name_in_its_headers(values: list[str], expected: str) -> None:
-    assert topic(values) == expected
+    assert read_topic(values) == expected

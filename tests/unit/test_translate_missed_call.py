@@ -31,7 +31,7 @@ def translate(
     if isinstance(body, dict):
         body = json.dumps(body) if media_type == JSON else urlencode(body)
     raw_body = body.encode() if isinstance(body, str) else body
-    return translate_missed_call.confirm_missed_call({"content-type": media_type}, query, raw_body, names, NOW_MS)
+    return translate_missed_call.missed_call({"content-type": media_type}, query, raw_body, names, NOW_MS)
 
 
 def wrong_fields(body: dict[str, Any] | str | bytes, media_type: str = JSON, query: str = "", **names: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Challenges: when one holds, and when a new code may be sent."""
+"""Challenges: when one is valid, and when a new code may be sent."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from pointbook_server.validation_codes.model import (
     Route,
     new_challenge_id,
 )
-from pointbook_server.validation_codes.rules import holds_for
+from pointbook_server.validation_codes.rules import is_valid_for
 
 PURPOSE = Purpose("m", "buyer s b", 1, 100)
 ROUTE = Route(Channel.SMS)
@@ -32,13 +32,13 @@ CHALLENGE = Challenge(
 )
 
 
-def test_challenge_holds_for_its_purpose_and_route_until_it_expires() -> None:
-    assert holds_for(CHALLENGE, PURPOSE, ROUTE, KEYS, 299_999)
-    assert not holds_for(CHALLENGE, PURPOSE, ROUTE, KEYS, 300_000)
-    assert not holds_for(CHALLENGE, replace(PURPOSE, points=110), ROUTE, KEYS, 0)
-    assert not holds_for(CHALLENGE, PURPOSE, Route(Channel.EMAIL), KEYS, 0)
-    assert not holds_for(CHALLENGE, PURPOSE, Route(Channel.SMS, "+8613812345678"), KEYS, 0)
-    assert not holds_for(CHALLENGE, PURPOSE, ROUTE, KeyRing({"k2": b"k" * 32}), 0)
+def test_challenge_is_valid_for_its_purpose_and_route_until_it_expires() -> None:
+    assert is_valid_for(CHALLENGE, PURPOSE, ROUTE, KEYS, 299_999)
+    assert not is_valid_for(CHALLENGE, PURPOSE, ROUTE, KEYS, 300_000)
+    assert not is_valid_for(CHALLENGE, replace(PURPOSE, points=110), ROUTE, KEYS, 0)
+    assert not is_valid_for(CHALLENGE, PURPOSE, Route(Channel.EMAIL), KEYS, 0)
+    assert not is_valid_for(CHALLENGE, PURPOSE, Route(Channel.SMS, "+8613812345678"), KEYS, 0)
+    assert not is_valid_for(CHALLENGE, PURPOSE, ROUTE, KeyRing({"k2": b"k" * 32}), 0)
 
 
 def test_new_code_may_be_sent_after_the_cooldown_unless_locked() -> None:

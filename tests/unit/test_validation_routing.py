@@ -76,7 +76,7 @@ def test_mask_shows_at_most_half_of_a_short_number() -> None:
         (Channel.EMAIL, "", ""),
     ],
 )
-def test_destination_is_mask_destination(channel: Channel, destination: str, expected: str) -> None:
+def test_destination_is_masked(channel: Channel, destination: str, expected: str) -> None:
     assert mask_destination(Route(channel, destination)) == expected
 
 

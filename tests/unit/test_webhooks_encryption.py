@@ -6,9 +6,10 @@ from hashlib import sha256
 import pytest
 from cryptography.exceptions import InvalidTag
 
+from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.webhooks.encryption import EncryptedPayload, PayloadCipher
-from pointbook_server.webhooks.model import POINTS_TOPIC, QuarantineReason, Webhook
+from pointbook_server.webhooks.model import QuarantineReason, Webhook
 
 OLD_KEY, NEW_KEY = {"old": b"o" * 32}, {"new": b"n" * 32}
 EVERY_BYTE = bytes(range(256)).decode("latin-1")

@@ -280,7 +280,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_POINTS_NOT_POSITIVE: _ErrorReason.ValueType  # 81
     """ERROR_REASON_POINTS_NOT_POSITIVE: fewer than one point would be redeemed.
 
-    - Cure: ask for at least one point.
+    - Cure: request at least one point.
     - gRPC code: INVALID_ARGUMENT. Status code: 801.
     - Metadata: `points`, such as "0".
     - Retry: no, the request must change.
@@ -288,7 +288,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: _ErrorReason.ValueType  # 82
     """ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: the currency value is not a whole number of points.
 
-    - Cure: ask for one of the nearest values in the metadata. They are whole points within the program's
+    - Cure: request one of the nearest values in the metadata. They are whole points within the program's
       `multiples_of`, minimum and maxima (per redemption, day, week and month), with at most 3 decimals and 12 digits
       before the point. A value that does not exist is left out.
     - gRPC code: INVALID_ARGUMENT. Status code: 801.
@@ -333,7 +333,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NOT_A_MULTIPLE: _ErrorReason.ValueType  # 87
     """ERROR_REASON_NOT_A_MULTIPLE: the points are not a multiple of `multiples_of`.
 
-    - Cure: ask for a multiple.
+    - Cure: request a multiple.
     - gRPC code: FAILED_PRECONDITION. Status code: 807.
     - Metadata: `points`: "15", `multiples_of`: "10".
     - Retry: no, the request must change.
@@ -366,7 +366,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: _ErrorReason.ValueType  # 91
     """ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: more points are requested than `max_points_per_redemption`.
 
-    - Cure: ask for fewer points.
+    - Cure: request fewer points.
     - gRPC code: FAILED_PRECONDITION. Status code: 819.
     - Metadata: `points`: "210", `max_points_per_redemption`: "200".
     - Retry: no, the request must change.
@@ -375,7 +375,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_ABOVE_MAX_PER_DAY: the customer would redeem more points in this day than `max_points_per_day`, in
     the program's time zone.
 
-    - Cure: ask for fewer points, or wait for the next day.
+    - Cure: request fewer points, or wait for the next day.
     - gRPC code: FAILED_PRECONDITION. Status code: 819.
     - Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this day), `max_points_per_day`:
       "500".
@@ -385,7 +385,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_ABOVE_MAX_PER_WEEK: the customer would redeem more points in this week than `max_points_per_week`,
     in the program's time zone.
 
-    - Cure: ask for fewer points, or wait for the next week.
+    - Cure: request fewer points, or wait for the next week.
     - gRPC code: FAILED_PRECONDITION. Status code: 819.
     - Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this week), `max_points_per_week`:
       "500".
@@ -395,7 +395,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_ABOVE_MAX_PER_MONTH: the customer would redeem more points in this month than
     `max_points_per_month`, in the program's time zone.
 
-    - Cure: ask for fewer points, or wait for the next month.
+    - Cure: request fewer points, or wait for the next month.
     - gRPC code: FAILED_PRECONDITION. Status code: 819.
     - Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this month), `max_points_per_month`:
       "500".
@@ -404,7 +404,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BELOW_MIN_PER_REDEMPTION: _ErrorReason.ValueType  # 95
     """ERROR_REASON_BELOW_MIN_PER_REDEMPTION: fewer points are requested than `min_points_per_redemption`.
 
-    - Cure: ask for more points.
+    - Cure: request more points.
     - gRPC code: FAILED_PRECONDITION. Status code: 821.
     - Metadata: `points`: "10", `min_points_per_redemption`: "50".
     - Retry: no, the request must change.
@@ -520,7 +520,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ALREADY_REVERSED: _ErrorReason.ValueType  # 109
     """ERROR_REASON_ALREADY_REVERSED: fewer points of the redemption are left than the call would reverse, or none.
 
-    - Cure: ask for at most the points that are left.
+    - Cure: request at most the points that are left.
     - gRPC code: FAILED_PRECONDITION. Status code: 3802.
     - Metadata: `redemption_id`, such as "r-1"; `left_points`, how many can still be reversed.
     - Retry: no, the request must change.
@@ -537,7 +537,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: more points are requested than a missed call may validate in this program
     (max_points_missed_call).
 
-    - Cure: ask for fewer points, or validate by a code.
+    - Cure: request fewer points, or validate by a code.
     - gRPC code: FAILED_PRECONDITION. Status code: 819.
     - Metadata: `points`: "600", `max_points_missed_call`: "500".
     - Retry: no, the request must change.
@@ -570,9 +570,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     - Retry: yes, soon.
     """
     ERROR_REASON_STORE_UNPROVEN: _ErrorReason.ValueType  # 119
-    """ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: the token
-    is not for all merchants with the scope `admin`, and no quarantined webhook proves the owner. The error is the
-    same whether another merchant has the store or not.
+    """ERROR_REASON_STORE_UNPROVEN: the merchant has not registered the store, and the token may not register it: the
+    token is not for all merchants with the scope `admin`, and no quarantined webhook proves that the store is the
+    merchant's. The error is the same whether another merchant has the store or not.
 
     - Cure: an operator registers the store, see ProgramsService.PutStore.
     - gRPC code: FAILED_PRECONDITION.
@@ -580,7 +580,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     - Retry: no, an operator must act.
     """
     ERROR_REASON_STORE_IN_USE: _ErrorReason.ValueType  # 120
-    """ERROR_REASON_STORE_IN_USE: the store cannot be released, because its merchant has data of it.
+    """ERROR_REASON_STORE_IN_USE: the store has data of its merchant, so it cannot be released.
 
     - Cure: delete the data, if it may be deleted; otherwise the store stays with its merchant.
     - gRPC code: FAILED_PRECONDITION.
@@ -861,7 +861,7 @@ ERROR_REASON_REDEEMABLE: ErrorReason.ValueType  # 80
 ERROR_REASON_POINTS_NOT_POSITIVE: ErrorReason.ValueType  # 81
 """ERROR_REASON_POINTS_NOT_POSITIVE: fewer than one point would be redeemed.
 
-- Cure: ask for at least one point.
+- Cure: request at least one point.
 - gRPC code: INVALID_ARGUMENT. Status code: 801.
 - Metadata: `points`, such as "0".
 - Retry: no, the request must change.
@@ -869,7 +869,7 @@ ERROR_REASON_POINTS_NOT_POSITIVE: ErrorReason.ValueType  # 81
 ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: ErrorReason.ValueType  # 82
 """ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: the currency value is not a whole number of points.
 
-- Cure: ask for one of the nearest values in the metadata. They are whole points within the program's
+- Cure: request one of the nearest values in the metadata. They are whole points within the program's
   `multiples_of`, minimum and maxima (per redemption, day, week and month), with at most 3 decimals and 12 digits
   before the point. A value that does not exist is left out.
 - gRPC code: INVALID_ARGUMENT. Status code: 801.
@@ -914,7 +914,7 @@ ERROR_REASON_LIFETIME_POINTS_BELOW_REQUIRED: ErrorReason.ValueType  # 86
 ERROR_REASON_NOT_A_MULTIPLE: ErrorReason.ValueType  # 87
 """ERROR_REASON_NOT_A_MULTIPLE: the points are not a multiple of `multiples_of`.
 
-- Cure: ask for a multiple.
+- Cure: request a multiple.
 - gRPC code: FAILED_PRECONDITION. Status code: 807.
 - Metadata: `points`: "15", `multiples_of`: "10".
 - Retry: no, the request must change.
@@ -947,7 +947,7 @@ ERROR_REASON_REDEMPTION_FAILED: ErrorReason.ValueType  # 90
 ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: ErrorReason.ValueType  # 91
 """ERROR_REASON_ABOVE_MAX_PER_REDEMPTION: more points are requested than `max_points_per_redemption`.
 
-- Cure: ask for fewer points.
+- Cure: request fewer points.
 - gRPC code: FAILED_PRECONDITION. Status code: 819.
 - Metadata: `points`: "210", `max_points_per_redemption`: "200".
 - Retry: no, the request must change.
@@ -956,7 +956,7 @@ ERROR_REASON_ABOVE_MAX_PER_DAY: ErrorReason.ValueType  # 92
 """ERROR_REASON_ABOVE_MAX_PER_DAY: the customer would redeem more points in this day than `max_points_per_day`, in
 the program's time zone.
 
-- Cure: ask for fewer points, or wait for the next day.
+- Cure: request fewer points, or wait for the next day.
 - gRPC code: FAILED_PRECONDITION. Status code: 819.
 - Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this day), `max_points_per_day`:
   "500".
@@ -966,7 +966,7 @@ ERROR_REASON_ABOVE_MAX_PER_WEEK: ErrorReason.ValueType  # 93
 """ERROR_REASON_ABOVE_MAX_PER_WEEK: the customer would redeem more points in this week than `max_points_per_week`,
 in the program's time zone.
 
-- Cure: ask for fewer points, or wait for the next week.
+- Cure: request fewer points, or wait for the next week.
 - gRPC code: FAILED_PRECONDITION. Status code: 819.
 - Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this week), `max_points_per_week`:
   "500".
@@ -976,7 +976,7 @@ ERROR_REASON_ABOVE_MAX_PER_MONTH: ErrorReason.ValueType  # 94
 """ERROR_REASON_ABOVE_MAX_PER_MONTH: the customer would redeem more points in this month than
 `max_points_per_month`, in the program's time zone.
 
-- Cure: ask for fewer points, or wait for the next month.
+- Cure: request fewer points, or wait for the next month.
 - gRPC code: FAILED_PRECONDITION. Status code: 819.
 - Metadata: `points`: "60", `redeemed_points`: "450" (already redeemed in this month), `max_points_per_month`:
   "500".
@@ -985,7 +985,7 @@ ERROR_REASON_ABOVE_MAX_PER_MONTH: ErrorReason.ValueType  # 94
 ERROR_REASON_BELOW_MIN_PER_REDEMPTION: ErrorReason.ValueType  # 95
 """ERROR_REASON_BELOW_MIN_PER_REDEMPTION: fewer points are requested than `min_points_per_redemption`.
 
-- Cure: ask for more points.
+- Cure: request more points.
 - gRPC code: FAILED_PRECONDITION. Status code: 821.
 - Metadata: `points`: "10", `min_points_per_redemption`: "50".
 - Retry: no, the request must change.
@@ -1101,7 +1101,7 @@ different point value or currency.
 ERROR_REASON_ALREADY_REVERSED: ErrorReason.ValueType  # 109
 """ERROR_REASON_ALREADY_REVERSED: fewer points of the redemption are left than the call would reverse, or none.
 
-- Cure: ask for at most the points that are left.
+- Cure: request at most the points that are left.
 - gRPC code: FAILED_PRECONDITION. Status code: 3802.
 - Metadata: `redemption_id`, such as "r-1"; `left_points`, how many can still be reversed.
 - Retry: no, the request must change.
@@ -1118,7 +1118,7 @@ ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: ErrorReason.ValueType  # 111
 """ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: more points are requested than a missed call may validate in this program
 (max_points_missed_call).
 
-- Cure: ask for fewer points, or validate by a code.
+- Cure: request fewer points, or validate by a code.
 - gRPC code: FAILED_PRECONDITION. Status code: 819.
 - Metadata: `points`: "600", `max_points_missed_call`: "500".
 - Retry: no, the request must change.
@@ -1151,9 +1151,9 @@ server rejects calls.
 - Retry: yes, soon.
 """
 ERROR_REASON_STORE_UNPROVEN: ErrorReason.ValueType  # 119
-"""ERROR_REASON_STORE_UNPROVEN: the merchant does not have the store, and the token may not register it: the token
-is not for all merchants with the scope `admin`, and no quarantined webhook proves the owner. The error is the
-same whether another merchant has the store or not.
+"""ERROR_REASON_STORE_UNPROVEN: the merchant has not registered the store, and the token may not register it: the
+token is not for all merchants with the scope `admin`, and no quarantined webhook proves that the store is the
+merchant's. The error is the same whether another merchant has the store or not.
 
 - Cure: an operator registers the store, see ProgramsService.PutStore.
 - gRPC code: FAILED_PRECONDITION.
@@ -1161,7 +1161,7 @@ same whether another merchant has the store or not.
 - Retry: no, an operator must act.
 """
 ERROR_REASON_STORE_IN_USE: ErrorReason.ValueType  # 120
-"""ERROR_REASON_STORE_IN_USE: the store cannot be released, because its merchant has data of it.
+"""ERROR_REASON_STORE_IN_USE: the store has data of its merchant, so it cannot be released.
 
 - Cure: delete the data, if it may be deleted; otherwise the store stays with its merchant.
 - gRPC code: FAILED_PRECONDITION.

@@ -11,7 +11,7 @@ ALL_MERCHANTS = "*"
 
 
 class Scope(StrEnum):
-    """What a token may do."""
+    """A permission of a token."""
 
     POINTS_READ = "points.read"
     POINTS_WRITE = "points.write"

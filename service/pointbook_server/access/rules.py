@@ -1,4 +1,4 @@
-"""How tokens are created, rotated and verified."""
+"""Rules of tokens: how they are created, rotated and verified."""
 
 import hmac
 import secrets
@@ -37,7 +37,7 @@ def new_token(
 
 
 def rotate(token: Token, now_ms: int, overlap_ms: int) -> tuple[Token, Token, str]:
-    """Return the old token, its replacement, and the bearer string of that one.
+    """Return the old token, its replacement, and the bearer string of the replacement.
 
     The new token has the name, merchants, scopes, client names and lifetime of the old one. The old one stays valid for
     the overlap, or until it expires if that is earlier.

@@ -39,8 +39,8 @@ class TokenCache:
     `staleness_seconds`; after that every call gets DATABASE_UNAVAILABLE, since a token may have been revoked meanwhile.
     """
 
-    def __init__(self, store: TokenTransactions, clock: Clock, *, staleness_seconds: float) -> None:
-        self._store = store
+    def __init__(self, transactions: TokenTransactions, clock: Clock, *, staleness_seconds: float) -> None:
+        self._transactions = transactions
         self._clock = clock
         self._staleness_seconds = staleness_seconds
         self._tokens: dict[str, Token] = {}
@@ -98,7 +98,7 @@ class TokenCache:
         if not used_at_ms:
             return
         try:
-            await self._store.write_last_used(used_at_ms)
+            await self._transactions.write_last_used(used_at_ms)
         except BaseException:
             self._used_at_ms = used_at_ms | self._used_at_ms
             raise
@@ -174,7 +174,7 @@ class TokenCache:
         started = time.monotonic()
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
-                tokens = await self._store.read_all()
+                tokens = await self._transactions.read_all()
         except (PointbookError, TimeoutError):
             return False
         except Exception:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from pointbook_common.durations import MINUTE_MS
 from pointbook_server.access import queries
 from pointbook_server.access.model import Token
 from pointbook_server.access.rules import rotate
 from pointbook_server.db.database import Connection, Database
 
-LAST_USED_INTERVAL_MS = 60_000
+LAST_USED_INTERVAL_MS = MINUTE_MS
 """The least time between two writes of a token's last use."""
 
 

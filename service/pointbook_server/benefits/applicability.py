@@ -129,10 +129,10 @@ def _scope(benefit: Benefit, cart: Cart) -> Iterator[Obstacle]:
         case ProductsApplicableType.SPECIFIC_PRODUCT:
             name, applicable, actual = "specific_product_ids", benefit.specific_product_ids, cart.product_ids
         case unlisted:
-            yield _uncertain(reason, "products_applicable_type", unlisted, _ids(cart.product_ids))
+            yield _uncertain(reason, "products_applicable_type", unlisted, _join_ids(cart.product_ids))
             return
     if actual.keys().isdisjoint(applicable):
-        yield Obstacle(reason, name, _ids(applicable), _ids(actual), is_certain=bool(applicable))
+        yield Obstacle(reason, name, _join_ids(applicable), _join_ids(actual), is_certain=bool(applicable))
 
 
 def _condition(benefit: Benefit, cart: Cart) -> Iterator[Obstacle]:
@@ -195,5 +195,5 @@ def _uncertain(reason: ObstacleReason, name: str, limit: str, actual: str = "") 
     return Obstacle(reason, name, limit, actual, is_certain=False)
 
 
-def _ids(ids: Iterable[str]) -> str:
+def _join_ids(ids: Iterable[str]) -> str:
     return ", ".join(islice(ids, IDS_SHOWN_MAX))

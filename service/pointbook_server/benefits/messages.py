@@ -92,27 +92,27 @@ OBSTACLE_REASONS = {
 
 
 def read_benefit(fields: Fields, message: benefits_pb2.Benefit) -> Benefit:
-    """Read a benefit, and note every invalid field.
+    """Read a benefit; violations are added to `fields`.
 
     An irrelevant value must be in irrelevant_values, and a relevant one in its own field.
     """
     present = _read_enums(fields, message) | _present(message)
-    set_aside = _read_irrelevant(fields, message.irrelevant_values)
-    irrelevant = irrelevant_fields({**set_aside, **present})
-    _check_places(fields, present, set_aside, irrelevant)
-    relevant = {name: value for name, value in present.items() if name not in irrelevant}
+    irrelevant_values = _read_irrelevant(fields, message.irrelevant_values)
+    irrelevant_names = irrelevant_fields({**irrelevant_values, **present})
+    _check_places(fields, present, irrelevant_values, irrelevant_names)
+    relevant = {name: value for name, value in present.items() if name not in irrelevant_names}
     return Benefit(
         merchant_id=fields.identifier("benefit.merchant_id", message.merchant_id),
         benefit_id=fields.identifier("benefit.benefit_id", message.benefit_id),
         store_ids=fields.each("benefit.store_ids", message.store_ids, fields.identifier, count_max=STORES_MAX),
         level_code=read_level(fields, "benefit.level_code", message.level_code),
-        irrelevant_values=set_aside,
+        irrelevant_values=irrelevant_values,
         **{name: _read_value(fields, name, relevant) for name in relevant},
     )
 
 
 def read_custom_privilege(fields: Fields, message: benefits_pb2.CustomPrivilege) -> CustomPrivilege:
-    """Read a custom privilege, and note every invalid field."""
+    """Read a custom privilege; violations are added to `fields`."""
     present = {field.name: value for field, value in message.ListFields() if field.name in PRIVILEGE_READERS}
     return CustomPrivilege(
         merchant_id=fields.identifier("custom_privilege.merchant_id", message.merchant_id),
@@ -193,15 +193,15 @@ def _read_irrelevant(fields: Fields, values: Struct) -> dict[str, Any]:
     """
     path = "benefit.irrelevant_values"
     try:
-        set_aside = MessageToDict(values)
+        irrelevant_values = MessageToDict(values)
     except (SerializeToJsonError, ValueError):
         fields.wrong(path, "must not hold NaN or Infinity")
         return {}
-    if len(json.dumps(set_aside)) > IRRELEVANT_BYTES_MAX or _has_nul(set_aside):
+    if len(json.dumps(irrelevant_values)) > IRRELEVANT_BYTES_MAX or _has_nul(irrelevant_values):
         fields.wrong(path, f"must be at most {IRRELEVANT_BYTES_MAX:,} bytes as JSON, without NUL characters")
-    if not set_aside.keys() <= RELEVANCE_RULES.keys():
+    if not irrelevant_values.keys() <= RELEVANCE_RULES.keys():
         fields.wrong(path, "must have as keys only fields of a benefit that have a relevance rule")
-    return {name: value for name, value in set_aside.items() if name in RELEVANCE_RULES}
+    return {name: value for name, value in irrelevant_values.items() if name in RELEVANCE_RULES}
 
 
 def _has_nul(value: object) -> bool:
@@ -211,15 +211,15 @@ def _has_nul(value: object) -> bool:
 
 
 def _check_places(
-    fields: Fields, present: Mapping[str, object], set_aside: Mapping[str, object], irrelevant: set[str]
+    fields: Fields, present: Mapping[str, object], irrelevant_values: Mapping[str, object], irrelevant_names: set[str]
 ) -> None:
-    """Note every value that is in the wrong place by its relevance rule."""
+    """Add a violation for every value that its relevance rule forbids in its place."""
     for name in RELEVANCE_RULES:
-        if name in present and name in irrelevant:
+        if name in present and name in irrelevant_names:
             fields.wrong(f"benefit.{name}", f"must be absent: it is {describe_rule(name)}")
-        if name in set_aside and name in present:
+        if name in irrelevant_values and name in present:
             fields.wrong(f"benefit.irrelevant_values.{name}", "must be absent where the field itself has a value")
-        elif name in set_aside and name not in irrelevant:
+        elif name in irrelevant_values and name not in irrelevant_names:
             fields.wrong(f"benefit.irrelevant_values.{name}", "is or may be relevant, so it must be in its own field")
 
 
@@ -267,7 +267,7 @@ def _read_specific_date(fields: Fields, path: str, text: str) -> str:
 
 
 def read_cart(fields: Fields, request: benefits_pb2.ListApplicableBenefitsRequest) -> Cart:
-    """Read a cart, and note every invalid field."""
+    """Read a cart; violations are added to `fields`."""
     cart = request.cart
     if len(cart.products) > PRODUCTS_MAX:
         fields.wrong("cart.products", f"must have at most {PRODUCTS_MAX:,} items")
@@ -306,7 +306,7 @@ def _read_uses(fields: Fields, uses: dict[str, int]) -> dict[str, int]:
 
 
 def read_member(fields: Fields, member: benefits_pb2.BenefitMember) -> Member:
-    """Read a member, and note every invalid field."""
+    """Read a member; violations are added to `fields`."""
     joined_ms = read_optional_time(fields, "member.joined_time", member, "joined_time")
     start_ms = read_optional_time(fields, "member.membership_start_time", member, "membership_start_time")
     end_ms = read_optional_time(fields, "member.membership_end_time", member, "membership_end_time")
@@ -373,9 +373,9 @@ def read_filter(
     *,
     reward_type: str = "",
     benefits_status: str = "",
-    matches_open: bool = False,
+    matches_unset: bool = False,
 ) -> BenefitFilter:
-    """Read a filter of benefits, and note every invalid field."""
+    """Read a filter of benefits; violations are added to `fields`."""
     return BenefitFilter(
         store_id=fields.ascii("store_id", request.store_id, length_max=ID_LENGTH_MAX),
         program_id=fields.integer("program_id", request.program_id, low=0, high=PROGRAM_ID_MAX),
@@ -384,7 +384,7 @@ def read_filter(
         reward_scene=read_enum(fields, "reward_scene", "reward_scene", request.reward_scene),
         reward_type=reward_type,
         benefits_status=benefits_status,
-        open=matches_open,
+        matches_unset=matches_unset,
     )
 
 

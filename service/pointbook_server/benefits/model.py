@@ -137,7 +137,7 @@ ENUM_FIELDS: Mapping[str, type[StrEnum]] = {
 }
 """The enum fields of a benefit, and their listed values."""
 CONTEXT_FIELDS = frozenset({"membership_type", "reward_scene"})
-"""Fields that the relevance rules refer to and BenefitsInfo does not contain. While unset, those rules are open."""
+"""Fields of relevance rules that BenefitsInfo does not contain. While they are unset, those rules are undecided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class CustomPrivilege:
 class BenefitFilter:
     """The benefits of a merchant to list; an empty value matches all.
 
-    With `open`, a benefit whose own value is empty matches any value.
+    With `matches_unset`, a benefit whose own value is empty matches any value.
     """
 
     store_id: str = ""
@@ -210,7 +210,7 @@ class BenefitFilter:
     reward_scene: str = ""
     reward_type: str = ""
     benefits_status: str = ""
-    open: bool = False
+    matches_unset: bool = False
 
 
 @dataclass(frozen=True, slots=True)

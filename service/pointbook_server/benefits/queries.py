@@ -21,10 +21,10 @@ LISTS = {name for name, default in DEFAULTS.items() if default == ()}
 def _matches(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
     """Return a filter by a column, which an empty parameter disables.
 
-    With the parameter `open`, an empty column matches as well.
+    With the parameter `matches_unset`, an empty column matches as well.
     """
     value = bindparam(name, type_=Text)
-    return or_(value == "", column == value, bindparam("open", type_=Boolean) & (column == ""))
+    return or_(value == "", column == value, bindparam("matches_unset", type_=Boolean) & (column == ""))
 
 
 IS_BENEFIT = and_(benefits.c.benefit_id == bindparam("benefit"), benefits.c.merchant_id == bindparam("merchant"))

@@ -117,7 +117,7 @@ class BenefitsServicer(benefits_pb2_grpc.BenefitsServiceServicer):
         """Return a page of a membership's benefits, and whether each applies to a cart."""
         fields = Fields()
         fields.identifier("merchant_id", request.merchant_id)
-        benefit_filter = read_filter(fields, request, matches_open=True)
+        benefit_filter = read_filter(fields, request, matches_unset=True)
         cart = read_cart(fields, request)
         scope = ("applicable benefits", request.merchant_id, benefit_filter, cart)
         page = read_page(fields, request, scope, first=("",))

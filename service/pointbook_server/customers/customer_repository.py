@@ -108,8 +108,8 @@ class CustomerRepository:
     async def check_stores(self, store_ids: Collection[str], *, is_update: bool = False) -> None:
         """Raise STORE_NOT_FOUND for the first store that the merchant does not have.
 
-        The others cannot be released before the transaction commits. For an update, the error says whether another
-        merchant has the store, and no erasure of the stores runs concurrently.
+        The merchant's stores cannot be released before the transaction commits. For an update, the error says whether
+        another merchant has the store, and no erasure of the stores runs concurrently.
         """
         statement = queries.SHARE_STORES if is_update else queries.LOCK_STORE_KEYS
         rows = await self._fetch(statement, {"store_ids": sorted(set(store_ids))})
@@ -203,7 +203,7 @@ class CustomerRepository:
         return dict(map(queries.read_buyer, await self._fetch(queries.LOCK_BUYERS, _buyer_columns(buyers))))
 
     async def move(self, key: CustomerKey, from_customer_id: str, to_customer_id: str, now_ms: int) -> None:
-        """Move a key from one locked customer to another one."""
+        """Move a key from one locked customer to another."""
         params = {"customer_id": from_customer_id, "to_customer_id": to_customer_id, "now_ms": now_ms}
         if isinstance(key, AccountKey):
             await self.delete_claims_of_buyers(from_customer_id, [key])

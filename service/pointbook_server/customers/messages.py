@@ -89,7 +89,7 @@ def keys_taken(error: KeysTakenError, paths: KeyPaths) -> PointbookError:
 
 
 def read_customer(fields: Fields, customer: customers_pb2.Customer, paths: KeyPaths) -> Customer:
-    """Read a customer with sorted keys, note every invalid field, and add their paths."""
+    """Read a customer with sorted keys; violations and the paths of keys are added."""
     for name in ("mobile", "email", "external_id"):
         if value := getattr(customer, name):
             _add_key(fields, paths, f"customer.{name}", _read_own(fields, f"customer.{name}", OWN_FIELDS[name], value))
@@ -189,7 +189,7 @@ def read_customer_key(fields: Fields, request: customers_pb2.GetCustomerRequest)
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A request to move a key: from whom, to whom, why, and the key's path."""
+    """A request to move a key between two customers; `path` is the field of the key."""
 
     giver_id: str
     receiver_id: str
@@ -251,7 +251,7 @@ def read_update(request: customers_pb2.ApplyCustomerUpdateRequest, now_ms: int, 
 
 
 def read_group(fields: Fields, group: customers_pb2.UserGroup) -> UserGroup:
-    """Read a user group, and note every invalid field."""
+    """Read a user group; violations are added to `fields`."""
     members = _bounded(fields, "user_group.members", group.members, MEMBERS_MAX)
     for path, member in members:
         fields.identifier(f"{path}.customer_id", member.customer_id)

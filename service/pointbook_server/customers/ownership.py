@@ -14,9 +14,9 @@ class Ownership:
 
     If several customers claim it, the newest claim counts.
 
-    The claimant is only known under the contact's lock. Locking the claimant then is out of order, so it never waits:
-    if another transaction has locked them, this one runs again, and locks the `claimants` of its earlier attempts
-    together with its own customers.
+    The claimant is only known under the contact's lock. Locking the claimant then breaks the lock order, so it never
+    waits: if another transaction has locked them, this one runs again, and locks the `claimants` of its earlier
+    attempts together with its own customers.
 
     Source: docs/reference/customers.md#updates-from-webhooks
     """

@@ -74,7 +74,7 @@ class CustomersServicer(customers_pb2_grpc.CustomersServiceServicer):
         """Apply a customer webhook."""
         return await self._apply(request, is_decided=False)
 
-    async def decide(
+    async def apply_decided(
         self, request: customers_pb2.ApplyCustomerUpdateRequest
     ) -> customers_pb2.ApplyCustomerUpdateResponse:
         """Apply a customer webhook that an operator has decided for.

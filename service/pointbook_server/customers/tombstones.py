@@ -1,14 +1,12 @@
-"""Tombstones of redacted buyers.
-
-By them, late webhooks from before the redaction are ignored.
+"""Tombstones of redacted buyers, by which late webhooks are ignored.
 
 Source: docs/reference/customers.md#deleting-and-redacting
 """
 
-import hmac
 from collections.abc import Sequence
 
 from pointbook_server.errors import key_not_configured
+from pointbook_server.keyed_digest import keyed_digest
 from pointbook_server.ledger.model import AccountKey
 
 TOMBSTONE_DOMAIN = "pointbook.tombstone.v1"
@@ -22,12 +20,10 @@ class Tombstones:
 
     def digests(self, merchant_id: str, buyer: AccountKey) -> list[bytes]:
         """Return the digests of a buyer under every key, the signing key first."""
-        # Each field is prefixed by its length, so that no two buyers have the same message.
-        encoded = [part.encode() for part in (TOMBSTONE_DOMAIN, merchant_id, buyer.store_id, buyer.buyer_id)]
-        message = b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
-        return [hmac.digest(key, message, "sha256") for key in self._keys]
+        parts = (TOMBSTONE_DOMAIN, merchant_id, buyer.store_id, buyer.buyer_id)
+        return [keyed_digest(key, *parts) for key in self._keys]
 
-    def signed(self, merchant_id: str, buyer: AccountKey) -> bytes:
+    def digest(self, merchant_id: str, buyer: AccountKey) -> bytes:
         """Return the digest of a buyer under the signing key. Raises KEY_NOT_CONFIGURED."""
         self.check_key()
         return self.digests(merchant_id, buyer)[0]

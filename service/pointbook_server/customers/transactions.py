@@ -49,7 +49,7 @@ class OneTimeCodes(Protocol):
     """The one-time codes of customers."""
 
     async def end(self, connection: Connection, merchant_id: str, customer: str, reason: str, now_ms: int) -> None:
-        """End a customer's open code."""
+        """End a customer's live challenges."""
 
 
 class CustomerTransactions:
@@ -307,7 +307,7 @@ class CustomerTransactions:
     ) -> None:
         """Erase what webhooks of buyers stored up to a time, and write tombstones."""
         customers = CustomerRepository(connection, merchant_id)
-        digests = [self._tombstones.signed(merchant_id, buyer) for buyer in buyers]
+        digests = [self._tombstones.digest(merchant_id, buyer) for buyer in buyers]
         await customers.write_tombstones(digests, redacted_at_ms)
         await customers.delete_updates(buyers, redacted_at_ms)
         await customers.delete_claims_until(buyers, redacted_at_ms)

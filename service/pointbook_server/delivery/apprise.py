@@ -36,9 +36,9 @@ class AppriseSender:
 
     The destination is part of the service's URL.
 
-    Apprise reports only whether a provider took a message: it returns False for a refusal, an unreachable provider and
-    a timeout alike, so all of them are uncertain. Only a message that never reached an Apprise service is a definite
-    failure.
+    Apprise reports only whether a provider accepted a message: it returns False for a refusal, an unreachable provider
+    and a timeout alike, so all of them are uncertain. Only a message that never reached an Apprise service is a
+    definite failure.
     """
 
     needs_destination = True
@@ -92,10 +92,10 @@ class AppriseSender:
                 return None
         except Exception as error:  # noqa: BLE001 - services raise errors of any type
             return uncertain_error(PROVIDER, error)
-        return DeliveryUncertainError(f"{PROVIDER} does not know that the message was taken")
+        return DeliveryUncertainError(f"{PROVIDER} did not report that the message was accepted")
 
     def _address(self, destination: str) -> str:
-        """Return a destination in the form that providers take.
+        """Return a destination in the form that providers accept.
 
         An e-mail address has its domain in ASCII.
         """

@@ -1,4 +1,4 @@
-"""SMS by a provider's HTTP gateway that takes JSON."""
+"""SMS by a provider's HTTP gateway that accepts JSON."""
 
 import json
 import ssl
@@ -70,7 +70,7 @@ class HttpGatewaySender:
             status = await self._post(message)
         except _NOT_SENT_ERRORS as error:
             return unreachable_error(PROVIDER, error)
-        except Exception as error:  # noqa: BLE001 - after any other error the gateway may have taken the message
+        except Exception as error:  # noqa: BLE001 - after any other error the gateway may have accepted the message
             return uncertain_error(PROVIDER, error)
         if status in self._gateway.success:
             return None

@@ -2,7 +2,7 @@
 
 An attempt fails in one of three ways, which only this module decides:
 
-- *Refused*: the provider answered that it does not take the message. Definite.
+- *Refused*: the provider answered that it does not accept the message. Definite.
 - *Unreachable*: the attempt ended before the message was handed over (no connection, a wrong certificate, no free
   connection or thread in time), so nothing was sent. Definite.
 - *Uncertain*: everything else, such as a message that was handed over and not answered, a connection lost while waiting
@@ -34,7 +34,7 @@ class FailureKind(StrEnum):
 
 
 class DeliveryFailedError(Exception):
-    """The provider definitely did not take the message.
+    """The provider definitely did not accept the message.
 
     The text is logged, so it must not quote the message.
     """
@@ -45,7 +45,7 @@ class DeliveryFailedError(Exception):
 
 
 class DeliveryUncertainError(Exception):
-    """The provider may have taken the message.
+    """The provider may have accepted the message.
 
     The text is logged, so it must not quote the message.
     """
@@ -72,8 +72,8 @@ class Sender(Protocol):
     async def send(self, message: Message) -> None:
         """Deliver a message.
 
-        Raises DeliveryFailedError if the provider definitely did not take it. After any other exception, or a timeout,
-        it may have arrived.
+        Raises DeliveryFailedError if the provider definitely did not accept it. After any other exception, or a
+        timeout, it may have arrived.
         """
 
 
@@ -103,7 +103,7 @@ def uncertain_error(provider: str, error: Exception) -> DeliveryUncertainError:
 def _root_cause_name(error: BaseException) -> str:
     """Return the type of the first error of a chain.
 
-    It says more than the error that a library made of it.
+    It says more than the error in which a library wrapped it.
     """
     while isinstance(cause := error.__cause__ or error.__context__, Exception):
         error = cause

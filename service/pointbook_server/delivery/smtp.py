@@ -28,7 +28,7 @@ from pointbook_server.provider_settings import MailSender, SmtpServer, StartTls
 
 CONNECTIONS_MAX = 16
 QUIT_TIMEOUT_SECONDS = 0.5
-"""The time that the server may take to answer QUIT after it has taken the message."""
+"""The time within which the server may answer QUIT after it has accepted the message."""
 PROVIDER = "the SMTP server"
 _REFUSAL_CODES = range(400, 600)
 _UNFIT_FOR_HEADERS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
@@ -63,7 +63,7 @@ class SmtpSender:
         """
         destination = emails.read(message.destination)
         if destination is None:
-            return DeliveryFailedError("the destination is no e-mail address")
+            return DeliveryFailedError("the destination is not an e-mail address")
         address = destination.envelope
         client = self._build_client()
         handed_over = False
@@ -76,9 +76,9 @@ class SmtpSender:
                 await client.data(content)
                 await _quit(client)
         except SMTPNotSupported:
-            return DeliveryFailedError(f"{PROVIDER} takes no address beyond ASCII")
+            return DeliveryFailedError(f"{PROVIDER} accepts no addresses beyond ASCII")
         except SMTPResponseException as error:
-            # A server that answers with 4xx or 5xx, even after the content, has not taken the message.
+            # A server that answers with 4xx or 5xx, even after the content, has not accepted the message.
             if error.code in _REFUSAL_CODES:
                 return refused_error(PROVIDER, error.code)
             return uncertain_error(PROVIDER, error) if handed_over else unreachable_error(PROVIDER, error)
@@ -143,7 +143,7 @@ async def _quit(client: SMTP) -> None:
 
 
 async def _check_smtputf8(client: SMTP) -> None:
-    """Raise SMTPNotSupported if the server takes no addresses beyond ASCII."""
+    """Raise SMTPNotSupported if the server accepts no addresses beyond ASCII."""
     if client.is_ehlo_or_helo_needed:
         await client.ehlo()
     if not client.supports_extension("smtputf8"):

@@ -25,6 +25,8 @@ from pointbook_server.ledger.model import (
 from pointbook_server.rpc.request_fields import (
     EVENT_ID_LENGTH_MAX,
     PROGRAM_ID_MAX,
+    SCENE_LENGTH_MAX,
+    SCENES_MAX,
     TIME_MS_MIN,
     YEAR_2000_MS,
     Fields,
@@ -34,8 +36,6 @@ from pointbook_server.rpc.request_fields import (
 WEBHOOK_ID_LENGTH_MAX = 128
 SHOP_DOMAIN_LENGTH_MAX = 255
 API_VERSION_LENGTH_MAX = 64
-SCENE_LENGTH_MAX = 64
-SCENES_MAX = 100
 LOTS_MAX = 500
 DRAWS_MAX = 500
 UPDATES_MAX = 1_000

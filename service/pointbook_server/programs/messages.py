@@ -28,6 +28,8 @@ from pointbook_server.programs.model import (
 from pointbook_server.rpc.request_fields import (
     EVENT_ID_LENGTH_MAX,
     PROGRAM_ID_MAX,
+    SCENE_LENGTH_MAX,
+    SCENES_MAX,
     STORES_MAX,
     YEAR_2000_MS,
     Fields,
@@ -37,8 +39,6 @@ from pointbook_server.rpc.request_fields import (
 )
 
 REGIONS_MAX = 300
-SCENES_MAX = 100
-SCENE_LENGTH_MAX = 64
 NAME_LENGTH_MAX = 200
 DOMAIN_LENGTH_MAX = 255
 TEMPLATES_MAX = 50
@@ -73,7 +73,7 @@ _E164 = re.compile(r"\+[1-9][0-9]{6,14}")
 
 
 def read_store(fields: Fields, store: programs_pb2.Store) -> Store:
-    """Read a store, and note every invalid field."""
+    """Read a store; violations are added to `fields`."""
     return Store(
         merchant_id=fields.identifier("store.merchant_id", store.merchant_id),
         store_id=fields.identifier("store.store_id", store.store_id),
@@ -88,7 +88,7 @@ def write_store(store: Store) -> programs_pb2.Store:
 
 
 def read_erasure_request(fields: Fields, request: programs_pb2.RequestStoreErasureRequest, now_ms: int) -> StoreErasure:
-    """Read a request to erase a store, and note every invalid field."""
+    """Read a request to erase a store; violations are added to `fields`."""
     fields.present("request_time", is_present=request.HasField("request_time"))
     return new_erasure(
         fields.identifier("event_id", request.event_id, length_max=EVENT_ID_LENGTH_MAX),
@@ -115,7 +115,7 @@ def write_erasure(erasure: StoreErasure) -> programs_pb2.StoreErasure:
 
 
 def read_program(fields: Fields, program: programs_pb2.Program) -> Program:
-    """Read a program, and note every invalid field."""
+    """Read a program; violations are added to `fields`."""
     point_value = fields.decimal("program.point_value", program.point_value)
     return Program(
         merchant_id=fields.identifier("program.merchant_id", program.merchant_id),

@@ -195,7 +195,7 @@ async def _insert(connection: Connection, table: Table, values: dict[str, Any]) 
 async def _check_stores(connection: Connection, merchant_id: str, store_ids: Sequence[str]) -> None:
     """Raise STORE_NOT_FOUND for the first store that the merchant does not have.
 
-    The others cannot be released before the transaction commits.
+    The merchant's stores cannot be released before the transaction commits.
     """
     params = {"merchant": merchant_id, "stores": list(store_ids)}
     own = {row.store_id for row in await connection.fetch(queries.SHARE_STORES, params)}

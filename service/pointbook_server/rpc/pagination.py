@@ -8,7 +8,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -67,7 +67,7 @@ class PageRequest(Generic[P]):
         bytes_max: int = PAGE_BYTES_MAX,
     ) -> tuple[list[M], str]:
         """Return the page's messages and the next page's token, empty on the last one."""
-        page = fit(map(write, rows), self.size, bytes_max)
+        page = _fit(map(write, rows), self.size, bytes_max)
         if len(page) == len(rows):
             return page, ""
         return page, write_token(self.scope, position_of(rows[len(page) - 1]))
@@ -89,7 +89,7 @@ class PageRequest(Generic[P]):
         while True:
             count = min(self.size - len(page), PORTION_ROWS)
             rows = await read(after, count + 1)
-            portion = fit(map(write, rows), count, bytes_left, least=0 if page else 1)
+            portion = _fit(map(write, rows), count, bytes_left, least=0 if page else 1)
             page += portion
             if len(portion) == len(rows):
                 return page, ""
@@ -101,16 +101,20 @@ class PageRequest(Generic[P]):
 
 
 def read_page(fields: Fields, request: ListRequest, scope: object, *, first: P) -> PageRequest[P]:
-    """Read which page a request asks for.
+    """Read the requested page.
 
-    `first` is the position before the first row; tokens have its types.
+    `first` is the position before the first row; positions in tokens have its types.
     """
     size = fields.page_size("page_size", request.page_size)
-    position: Any = read_token(fields, "page_token", request.page_token, scope, [type(item) for item in first])
-    return PageRequest(scope, size, first if position is None else position)
+    return PageRequest(scope, size, _read_position(fields, request.page_token, scope, first))
 
 
-def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX, *, least: int = 1) -> list[M]:
+def write_token(scope: object, position: Sequence[int | str]) -> str:
+    """Return the token of the page after `position`, in the list that `scope` describes."""
+    return urlsafe_b64encode(json.dumps([_digest(scope), *position]).encode()).decode()
+
+
+def _fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX, *, least: int = 1) -> list[M]:
     """Return the first `size` messages, or fewer if they exceed `bytes_max`.
 
     At least `least` of them are returned.
@@ -125,29 +129,22 @@ def fit(messages: Iterable[M], size: int, bytes_max: int = PAGE_BYTES_MAX, *, le
     return page
 
 
-def write_token(scope: object, position: Sequence[int | str]) -> str:
-    """Return the token of the page after `position` in the list of `scope`."""
-    return urlsafe_b64encode(json.dumps([_digest(scope), *position]).encode()).decode()
+def _read_position(fields: Fields, token: str, scope: object, first: P) -> P:
+    """Return the position in a token; `first` if the token is empty or invalid.
 
-
-def read_token(
-    fields: Fields, field: str, token: str, scope: object, kinds: Sequence[type]
-) -> tuple[int | str, ...] | None:
-    """Return the position in a token; None for the first page.
-
-    An invalid token adds a violation, and None is returned.
+    An invalid token is a violation.
     """
     if not token:
-        return None
+        return first
     try:
-        digest, *position = json.loads(urlsafe_b64decode(token[:TOKEN_LENGTH_MAX].encode()))
+        digest, *items = json.loads(urlsafe_b64decode(token[:TOKEN_LENGTH_MAX].encode()))
     except (ValueError, TypeError, RecursionError):
-        digest, position = "", []
-    fits = [type(item) for item in position] == list(kinds)
-    if not fits or not all(map(_is_comparable, position)) or digest != _digest(scope):
-        fields.wrong(field, "must be a next_page_token from a response to the same request")
-        return None
-    return tuple(position)
+        digest, items = "", []
+    has_types = [type(item) for item in items] == [type(item) for item in first]
+    if not has_types or not all(map(_is_comparable, items)) or digest != _digest(scope):
+        fields.wrong("page_token", "must be a next_page_token from a response to the same request")
+        return first
+    return cast("P", tuple(items))
 
 
 def _is_comparable(item: int | str) -> bool:

@@ -21,6 +21,9 @@ REASON_LENGTH_MAX = 500
 PROGRAM_ID_MAX = 2**63 - 1
 STORES_MAX = 1_000
 """How many stores a program or a benefit may list."""
+SCENES_MAX = 100
+"""How many scenes a program or a filter of entries may list."""
+SCENE_LENGTH_MAX = 64
 LANGUAGE_LENGTH_MAX = 35
 PAGE_SIZE_MAX = 1_000
 PAGE_SIZE_DEFAULT = 50

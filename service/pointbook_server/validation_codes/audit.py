@@ -10,7 +10,7 @@ from pointbook_common.durations import DAY_MS
 from pointbook_server.validation_codes.model import Challenge, Purpose
 
 HELD = "HELD"
-"""The outcome of a request that finds its challenge still live, in its cooldown."""
+"""The outcome of a request whose challenge is live and in its cooldown."""
 OPENED = "OPENED"
 RENEWED = "RENEWED"
 DONE = "DONE"
@@ -90,5 +90,5 @@ def purpose_record(
 
 
 def day_period(now_ms: int) -> str:
-    """Return the longest period in which repeated records are counted together."""
+    """Return the day of a time: the period in which repeated records share a row."""
     return f"day {now_ms // DAY_MS}"

@@ -4,10 +4,10 @@ from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason
 
 
 def send_limit_reached(limit: str, retry_after_seconds: float) -> PointbookError:
-    """Return the error for a destination or merchant that gets no more codes for now."""
+    """Return the error for a code that a limit forbids to send now."""
     return PointbookError(
         Reason.SEND_LIMIT_REACHED,
-        "No more codes are sent there for now.",
+        "A limit on sending codes is reached.",
         metadata={"limit": limit},
         retry_after_seconds=retry_after_seconds,
     )
@@ -32,5 +32,5 @@ def delivery_failed(retry_after_seconds: float) -> PointbookError:
 
 
 def no_destination() -> PointbookError:
-    """Return the error for a customer whom no channel reaches."""
+    """Return the error for a customer who has no contact for any channel."""
     return PointbookError(Reason.NO_DESTINATION, "The customer has no destination for a code.")

@@ -35,7 +35,7 @@ def generate_code(validation: ValidationSettings) -> str:
 
 
 def normalize_code(typed: str) -> str:
-    """Return the code that a person meant by what they typed or pasted.
+    """Return a typed or pasted code in the form in which codes are compared.
 
     Digits of every script and full-width letters become ASCII, ASCII letters become upper case; blanks, dashes and
     invisible characters are removed. Nothing else changes: a character that no code has, such as a dotless i, or 0, O,

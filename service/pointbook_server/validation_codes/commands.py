@@ -35,7 +35,7 @@ from pointbook_server.validation_codes.model import (
     new_challenge_id,
 )
 from pointbook_server.validation_codes.rate_limits import MISSED_CALLS_OF_CUSTOMER, WRONG_GUESSES_OF_CUSTOMER
-from pointbook_server.validation_codes.rules import holds_for
+from pointbook_server.validation_codes.rules import is_valid_for
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -72,7 +72,7 @@ class IssueCommand:
     The same purpose and route keeps its challenge with its attempts until it expires, and gets a fresh code after the
     cooldown. Any other purpose or route replaces the live challenge of the same kind. `make_challenge` returns one with
     a fresh code from a challenge_id and the time. `merchant_max` is the most messages of a merchant in ten minutes.
-    Challenges for missed calls are limited per customer, or else requests could end every challenge before its call.
+    Challenges for missed calls are limited per customer; otherwise requests could end each challenge before its call.
 
     Source: docs/reference/validation-codes.md#issuing-again
     """
@@ -115,7 +115,7 @@ class IssueCommand:
     def _find_or_make(self, state: LockedState, live: Challenge | None) -> tuple[IssueResult, str]:
         """Return the live challenge, and the outcome for the audit."""
         is_call = self.route.channel is Channel.MISSED_CALL
-        same = live if live and holds_for(live, self.purpose, self.route, self.keys, state.now_ms) else None
+        same = live if live and is_valid_for(live, self.purpose, self.route, self.keys, state.now_ms) else None
         if same is not None and state.now_ms < same.may_resend_at_ms:
             if same.is_uncertain(state.now_ms):
                 raise delivery_failed((same.may_resend_at_ms - state.now_ms) / 1_000)
@@ -262,9 +262,9 @@ class GuessCommand:
         return f"{day} {max(state.counters[name].last_at_ms for name in self.counter_names)}"
 
     def _compare(self, state: LockedState, live: Challenge) -> GuessOutcome:
-        names_it = self.challenge_id == live.challenge_id
-        counter_name = wrong_guess_counters(self.customer)[0 if names_it else 1]
-        attempts = live.attempts if names_it else live.unnamed_attempts
+        names_live = self.challenge_id == live.challenge_id
+        counter_name = wrong_guess_counters(self.customer)[0 if names_live else 1]
+        attempts = live.attempts if names_live else live.unnamed_attempts
         counter = state.counters[counter_name]
         if state.now_ms >= live.expires_at_ms:
             return GuessOutcome.EXPIRED
@@ -273,10 +273,10 @@ class GuessCommand:
         is_locked = live.attempts >= ATTEMPTS_MAX or attempts >= ATTEMPTS_MAX
         if is_locked or counter.allowed_at_ms(WRONG_GUESSES_OF_CUSTOMER, state.now_ms) > state.now_ms:
             return GuessOutcome.LOCKED
-        names_other = bool(self.challenge_id) and not names_it
+        names_other = bool(self.challenge_id) and not names_live
         if not names_other and self.is_right(live):
             return GuessOutcome.RIGHT
-        counted = replace(live, attempts=attempts + 1) if names_it else replace(live, unnamed_attempts=attempts + 1)
+        counted = replace(live, attempts=attempts + 1) if names_live else replace(live, unnamed_attempts=attempts + 1)
         state.update_challenge(counted)
         state.update_counter(counter_name, counter.add(state.now_ms))
         return GuessOutcome.OTHER_CHALLENGE if names_other else GuessOutcome.WRONG

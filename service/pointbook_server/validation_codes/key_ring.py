@@ -3,10 +3,10 @@
 Source: docs/reference/validation-codes.md#stored-digest
 """
 
-import hmac
 from collections.abc import Mapping
 
 from pointbook_server.errors import key_not_configured
+from pointbook_server.keyed_digest import keyed_digest
 from pointbook_server.validation_codes.model import Purpose, Route
 
 CODE_DOMAIN = "pointbook.code.v1"
@@ -32,7 +32,7 @@ class KeyRing:
 
     def code_digest(self, key_id: str, code: str, challenge_id: str, purpose: Purpose, route: Route) -> bytes:
         """Return the digest of a code and of everything that the code is bound to."""
-        return _digest(
+        return keyed_digest(
             self._keys[key_id],
             CODE_DOMAIN,
             key_id,
@@ -50,17 +50,8 @@ class KeyRing:
 
     def destination_digest(self, key_id: str, merchant_id: str, destination: str) -> bytes:
         """Return the digest of a destination, which is stored in no other form."""
-        return _digest(self._keys[key_id], DESTINATION_DOMAIN, key_id, merchant_id, destination)
+        return keyed_digest(self._keys[key_id], DESTINATION_DOMAIN, key_id, merchant_id, destination)
 
     def destination_digests(self, merchant_id: str, destination: str) -> list[bytes]:
         """Return the digest of a destination under every key, the signing key first."""
         return [self.destination_digest(key_id, merchant_id, destination) for key_id in self._keys]
-
-
-def _digest(key: bytes, *parts: str) -> bytes:
-    """Return the digest of some fields.
-
-    Each field has its length before it, so that no text can move between fields.
-    """
-    encoded = [part.encode() for part in parts]
-    return hmac.digest(key, b"".join(len(part).to_bytes(4, "big") + part for part in encoded), "sha256")

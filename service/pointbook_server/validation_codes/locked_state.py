@@ -53,12 +53,10 @@ class LockedState:
 
 
 class SendCounter(NamedTuple):
-    """The counters of messages to a destination.
-
-    There is one for its digest under each key, the signing key first.
-    """
+    """The counters of messages to a destination: one for its digest under each key."""
 
     names: tuple[str, ...]
+    """The names of the counters, that of the signing key first."""
 
     @classmethod
     def of(cls, keys: KeyRing, merchant_id: str, destination: str) -> "SendCounter":
@@ -70,10 +68,7 @@ class SendCounter(NamedTuple):
         return cls(tuple(f"sends {digest.hex()}" for digest in digests))
 
     def check(self, state: LockedState, merchant_max: int) -> None:
-        """Raise SEND_LIMIT_REACHED if one more message exceeds a limit.
-
-        There are limits of the destination and of the merchant.
-        """
+        """Raise SEND_LIMIT_REACHED at the limit of the destination or of the merchant."""
         counts = sorted(count for name in self.names for count in state.counters[name].counts)
         for limit_name, counter, limits in (
             ("destination", SlidingWindowCounter(tuple(counts)), SENDS_TO_DESTINATION),
@@ -93,7 +88,7 @@ class SendCounter(NamedTuple):
         state.update_counter(MERCHANT_SENDS, counter)
 
     def remove(self, state: LockedState, sent_at_ms: int) -> None:
-        """Uncount a message that was not sent."""
+        """Remove a message that was not sent from the counts."""
         for name in self.names[:1]:
             state.update_counter(name, state.counters[name].remove(sent_at_ms))
         counter = state.counters[MERCHANT_SENDS].remove(sent_at_ms, grain_ms=MERCHANT_GRAIN_MS)

@@ -32,7 +32,7 @@ def message_title(program: Program) -> str:
 def _find_template(templates: Mapping[str, str], language: str) -> str:
     """Return the template that matches a language best.
 
-    Else it is the template for every language, else the English one.
+    If none matches, it is the template for every language, or else the English one.
     """
     by_tag = {language_key(tag): template for tag, template in templates.items()}
     tags = (*_lookup_tags(language), "", "en")
@@ -42,7 +42,7 @@ def _find_template(templates: Mapping[str, str], language: str) -> str:
 def _lookup_tags(language: str) -> Iterator[str]:
     """Yield the tags that match a language, the best one first.
 
-    Each step removes the last subtag, and with it a single character before it, which only introduces it.
+    Each step removes the last subtag, and with it a single-character subtag before it, which only introduces it.
 
     Source: https://www.rfc-editor.org/rfc/rfc4647#section-3.4
     """

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from pointbook_common.durations import MINUTE_MS, SECOND_MS
 from pointbook_server.customers.model import Customer
 from pointbook_server.programs.model import Channel, Program
 
 ATTEMPTS_MAX = 5
 """Wrong guesses after which a challenge is locked. Source: docs/reference/validation-codes.md#attempt-limits"""
-COOLDOWN_MS = 60_000
+COOLDOWN_MS = MINUTE_MS
 """Time between two codes of a challenge. Source: docs/reference/validation-codes.md#issuing-again"""
-DELIVERY_TIMEOUT_MS = 5_000
+DELIVERY_TIMEOUT_MS = 5 * SECOND_MS
 
 
 class Delivery(StrEnum):

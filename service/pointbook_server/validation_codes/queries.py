@@ -129,8 +129,8 @@ INSERT_AUDIT = _statement(f"""
     SET event_count = a.event_count + excluded.event_count,
         last_at_ms = greatest(a.at_ms, a.last_at_ms, excluded.at_ms)
 """)
-# The newest events of each name, read by the key alone, so that the cost grows with the page and not with the history.
-# An event that was repeated after start_ms began at most a day before it.
+# The newest events of each customer, read by the key alone, so that the cost grows with the page and not with the
+# history. An event that was repeated after start_ms began at most a day before it.
 LIST_EVENTS = _statement(f"""
     SELECT e.* FROM unnest(CAST(:customers AS text[])) AS v (customer) CROSS JOIN LATERAL (
         SELECT audit_id AS event_id, at_ms, action, outcome, customer, challenge_id, program_id, points, channel,

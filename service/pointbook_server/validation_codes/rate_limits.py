@@ -22,7 +22,7 @@ MISSED_CALLS_OF_CUSTOMER = (Limit(3, 10 * MINUTE_MS), Limit(5, HOUR_MS), Limit(1
 WRONG_GUESSES_OF_CUSTOMER = (Limit(10, HOUR_MS), Limit(20, DAY_MS))
 MERCHANT_WINDOW_MS = 10 * MINUTE_MS
 MERCHANT_GRAIN_MS = 10 * SECOND_MS
-"""A merchant's messages are counted per interval of this length, as of its end: never too few, up to 10 s too long."""
+"""A merchant's messages are counted per interval, as of its end: never too few, and up to 10 s too long."""
 LONGEST_WINDOW_MS = DAY_MS
 
 
@@ -41,7 +41,7 @@ class SlidingWindowCounter(NamedTuple):
         return self.counts[-1][0] if self.counts else 0
 
     def allowed_at_ms(self, limits: Iterable[Limit], now_ms: int) -> int:
-        """Return the earliest time at which one more event keeps to all limits."""
+        """Return the earliest time at which one more event is within all limits."""
         return max((self._allowed_at_ms(limit, now_ms) for limit in limits), default=now_ms)
 
     def add(self, now_ms: int, *, window_ms: int = LONGEST_WINDOW_MS, grain_ms: int = 1) -> "SlidingWindowCounter":

@@ -23,7 +23,7 @@ CONTACT_KINDS = {
 MASK = "*" * 6
 SHOWN_DIGITS_MAX = 4
 REGION_RETRY_SECONDS = DAY_MS / 1_000
-"""A region that the program does not allow stays so until its settings change."""
+"""Only a change of the program's settings allows another region."""
 
 
 def choose_route(
@@ -107,10 +107,7 @@ def route_by(customer: Customer | None, channel: Channel) -> Route:
 
 
 def _check_destination(program: Program, customer: Customer, route: Route, pause_ms: int, now_ms: int) -> None:
-    """Raise an error if a contact may get no code now.
-
-    The errors are NO_DESTINATION, CONTACT_CHANGED and SEND_LIMIT_REACHED.
-    """
+    """Raise NO_DESTINATION, CONTACT_CHANGED or SEND_LIMIT_REACHED for a contact."""
     if route.channel is Channel.SMS:
         _check_number_type(program.validation, route.destination)
     kind = CONTACT_KINDS[route.channel]

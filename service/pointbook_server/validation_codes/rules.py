@@ -1,4 +1,4 @@
-"""Rules of challenges: how one is made, and what it holds for."""
+"""Rules of challenges: how they are made, and for what they are valid."""
 
 import secrets
 
@@ -19,7 +19,7 @@ DIGEST_BYTES = 32
 def new_challenge(
     subject: ChallengeSubject, route: Route, keys: KeyRing, *, key_id: str, challenge_id: str, code: str, now_ms: int
 ) -> Challenge:
-    """Return a challenge for a code, or for a missed call, for which no code is right."""
+    """Return a challenge for a code, or for a missed call, which no code matches."""
     purpose, validation = subject.purpose, subject.program.validation
     is_call = route.channel is Channel.MISSED_CALL
     expires_at_ms = now_ms + validation.code_life_ms
@@ -40,8 +40,8 @@ def new_challenge(
     )
 
 
-def holds_for(challenge: Challenge, purpose: Purpose, route: Route, keys: KeyRing, now_ms: int) -> bool:
-    """Return whether a challenge is for this purpose and route, and has not expired."""
+def is_valid_for(challenge: Challenge, purpose: Purpose, route: Route, keys: KeyRing, now_ms: int) -> bool:
+    """Return whether a challenge is of this purpose and route, and has not expired."""
     return (
         challenge.purpose == purpose
         and challenge.channel is route.channel

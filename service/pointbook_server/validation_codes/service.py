@@ -17,7 +17,7 @@ from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.pagination import PageQuery
-from pointbook_server.validation_codes.audit import HELD, GuessOutcome
+from pointbook_server.validation_codes.audit import HELD, SEEN, GuessOutcome
 from pointbook_server.validation_codes.code_errors import delivery_failed, key_unknown
 from pointbook_server.validation_codes.code_format import generate_code
 from pointbook_server.validation_codes.commands import (
@@ -44,7 +44,7 @@ from pointbook_server.validation_codes.model import (
     ValidationEvent,
 )
 from pointbook_server.validation_codes.routing import choose_route, route_by
-from pointbook_server.validation_codes.rules import holds_for, new_challenge
+from pointbook_server.validation_codes.rules import is_valid_for, new_challenge
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 
 DELIVERY_TIMEOUT_SECONDS = DELIVERY_TIMEOUT_MS / 1_000
@@ -60,13 +60,12 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class CodePolicy:
-    """The server's limits for codes.
-
-    They are the time for which a changed contact gets no codes, and the most messages of a merchant in ten minutes.
-    """
+    """The server's limits for codes."""
 
     contact_pause_ms: int
+    """The time for which a changed contact gets no codes."""
     merchant_sends_max: int
+    """The most messages of a merchant in ten minutes."""
 
 
 class ValidationCodes:
@@ -100,10 +99,9 @@ class ValidationCodes:
     async def issue(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
         """Send a code, or open a challenge for a missed call.
 
-        In its cooldown, the live challenge is returned unchanged.
-
-        The challenge is committed before the provider is called, and no transaction is open during that call. Raises
-        CHANNEL_NOT_ENABLED, NO_DESTINATION, CONTACT_CHANGED, SEND_LIMIT_REACHED, DELIVERY_FAILED, KEY_NOT_CONFIGURED.
+        In its cooldown, the live challenge is returned unchanged. The challenge is committed before the provider is
+        called, and no transaction is open during that call. Raises CHANNEL_NOT_ENABLED, NO_DESTINATION,
+        CONTACT_CHANGED, SEND_LIMIT_REACHED, DELIVERY_FAILED and KEY_NOT_CONFIGURED.
         """
         # Delivery continues if the caller is cancelled, so that its outcome is recorded.
         task = asyncio.create_task(self._issue(subject, channel))
@@ -141,16 +139,13 @@ class ValidationCodes:
         return result.challenge if result.outcome is GuessOutcome.RIGHT else None
 
     async def find_confirmed_call(self, subject: ChallengeSubject, challenge_id: str) -> Challenge | None:
-        """Return a challenge whose missed call is confirmed, or None.
-
-        It is None for another purpose, too.
-        """
+        """Return a challenge whose missed call is confirmed; None for another purpose."""
         purpose, now_ms = subject.purpose, self._clock()
         live = await self._transactions.read_live(purpose.merchant_id, purpose.customer, ChallengeKind.MISSED_CALL)
         if live is None or live.challenge_id != challenge_id or live.confirmed_at_ms is None:
             return None
         route = route_by(subject.customer, Channel.MISSED_CALL)
-        return live if holds_for(live, purpose, route, self._keys, now_ms) else None
+        return live if is_valid_for(live, purpose, route, self._keys, now_ms) else None
 
     async def confirm(self, call: MissedCall, actor: str) -> str:
         """Confirm the caller's newest live challenge, and return its id or "".
@@ -161,14 +156,16 @@ class ValidationCodes:
         """
         digests = self._keys.destination_digests(call.merchant_id, call.caller_number)
         challenge_id = await self._transactions.confirm(call, digests, actor, self._clock())
-        self._metrics.missed_calls.labels("SEEN" if challenge_id else "NO_CHALLENGE").inc()
+        self._metrics.missed_calls.labels(SEEN if challenge_id else "NO_CHALLENGE").inc()
         return challenge_id
 
-    async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
+    async def reset(
+        self, merchant_id: str, customer_ref: str, customer: Customer | None, actor: str, reason: str
+    ) -> None:
         """Reset a customer's counters of guesses, missed calls and messages."""
         contacts = {route_by(customer, channel).bound_to for channel in Channel} - {""}
         sends = tuple(SendCounter.of(self._keys, merchant_id, contact) for contact in sorted(contacts))
-        await self._submit(merchant_id, ResetCommand(name, sends, actor, reason))
+        await self._submit(merchant_id, ResetCommand(customer_ref, sends, actor, reason))
 
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery

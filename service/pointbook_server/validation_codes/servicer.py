@@ -48,9 +48,11 @@ class Codes(Protocol):
     async def events(
         self, merchant_id: str, customers: Iterable[str], challenge_id: str, query: PageQuery
     ) -> list[ValidationEvent]:
-        """Return a page of the events of some customer names, the newest first."""
+        """Return a page of some customers' events, the newest first."""
 
-    async def reset(self, merchant_id: str, name: str, customer: Customer | None, actor: str, reason: str) -> None:
+    async def reset(
+        self, merchant_id: str, customer_ref: str, customer: Customer | None, actor: str, reason: str
+    ) -> None:
         """Reset a customer's counters of guesses, missed calls and messages."""
 
 

@@ -71,7 +71,7 @@ class ValidationCodeTransactions:
     async def consume(self, connection: Connection, challenge: Challenge, actor: str, now_ms: int) -> bool:
         """Use a challenge in the caller's transaction.
 
-        Returns False if it is no longer live, or was renewed.
+        Return False if it is no longer live, or was renewed.
 
         Source: docs/reference/validation-codes.md#single-use
         """
@@ -224,10 +224,7 @@ async def _write_counters(connection: Connection, merchant_id: str, state: Locke
 
 
 async def _insert_audit(connection: Connection, merchant_id: str, records: Iterable[AuditRecord], now_ms: int) -> None:
-    """Write records of the audit.
-
-    A record that repeats one of its period is added to that one's count.
-    """
+    """Write records of the audit; a repetition in a period only increments a count."""
     rows: dict[str, dict[str, Any]] = {}
     for record in records:
         audit_id, repeat_key = time_ordered_id(), _repeat_key(record)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pointbook.v1 import webhooks_pb2
 from pointbook_common.durations import DAY_MS
+from pointbook_common.shopline_webhooks import select_headers
 from pointbook_server.access.model import current_principal
 from pointbook_server.rpc.request_fields import (
     ID_LENGTH_MAX,
@@ -24,7 +25,6 @@ from pointbook_server.webhooks.model import (
     Webhook,
     WebhookContent,
 )
-from pointbook_server.webhooks.payload import select_headers
 
 TOPIC_LENGTH_MAX = 128
 HEADERS_MAX = 100

@@ -7,15 +7,15 @@ import secrets
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pointbook_common.durations import MINUTE_MS
+
 SHARED = ""
 """The owner of the shared quarantine: webhooks whose body does not prove their merchant."""
 NO_TOPIC = ""
 """The topic of a webhook without a topic header; its body may be a customer's data."""
-POINTS_TOPIC = "app_memberSystem_points/challenged"
-STORE_ERASURE_TOPIC = "merchants/redact"
 CUSTOMER_TOPIC_PREFIX = "customers/"
 """Webhooks of these topics carry personal data."""
-RECOUNT_MS = 60_000
+RECOUNT_MS = MINUTE_MS
 """A repetition within this time of the last counted one is not counted, because counting costs a write."""
 
 Header = tuple[str, str]

@@ -1,41 +1,15 @@
-"""Reading of the headers and bodies of webhooks."""
+"""Reading of the bodies of webhooks."""
 
 import json
 import re
-from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from pointbook_server.webhooks.model import NO_TOPIC, Header, Webhook
+from pointbook_server.rpc.request_fields import ID_LENGTH_MAX
+from pointbook_server.webhooks.model import NO_TOPIC, Webhook
 
-STORED_HEADERS = frozenset(
-    {
-        "x-shopline-topic",
-        "x-shopline-shop-domain",
-        "x-shopline-shop-id",
-        "x-shopline-merchant-id",
-        "x-shopline-api-version",
-        "x-shopline-webhook-id",
-    }
-)
-"""SHOPLINE's headers without the signature, with which a reader of the quarantine could send the webhook again."""
-STORED_VALUE_LENGTH_MAX = 255
 SHOP_ID_HEADER = "x-shopline-shop-id"
-ID_LENGTH_MAX = 64
-
 _ID = re.compile(rf"[!-~]{{1,{ID_LENGTH_MAX}}}")
-
-
-def select_headers(headers: Iterable[Header]) -> tuple[Header, ...]:
-    """Return the headers to store, in their order.
-
-    They are the first of each name whose value is not too long.
-    """
-    selected: dict[str, Header] = {}
-    for name, value in headers:
-        if name.lower() in STORED_HEADERS and len(value) <= STORED_VALUE_LENGTH_MAX:
-            selected.setdefault(name.lower(), (name, value))
-    return tuple(selected.values())
 
 
 def read_buyer_id(body: bytes) -> str:

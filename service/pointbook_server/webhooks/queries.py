@@ -3,7 +3,7 @@
 The `merchant_id` of a row is the webhook's owner: the merchant whose quarantine stores it, or SHARED. A merchant owns a
 webhook only if its signed body names one of the merchant's stores, or if the caller's token is limited to some
 merchants. All other webhooks are in the shared quarantine, with the merchant that their header named in
-`claimed_merchant_id`. Each owner stores a body once, also if its headers differ, so one captured body takes at most two
+`claimed_merchant_id`. Each owner stores a body once, even if its headers differ, so one captured body takes at most two
 rows, even if it is sent many times and for many merchants.
 
 Transactions lock the usage row of SHARED before a merchant's, and usage rows before webhooks, so they cannot deadlock.

@@ -67,8 +67,8 @@ class TotalQuota:
     async def _read_sum(self) -> None:
         """Read the sum while holding the lock, so that nothing is reserved meanwhile.
 
-        Reservations made before count on top of it, even if they are committed or cancelled during the read: for a
-        second the sum may be too high, but never too low.
+        Earlier reservations are added, even if they are committed or cancelled during the read: for a second the sum
+        may be too high, but never too low.
         """
         reserved_webhooks, reserved_bytes = self._reserved_webhooks, self._reserved_bytes
         async with self._database.autocommit() as connection:

@@ -1,6 +1,6 @@
 """Replay of webhooks in quarantine by an operator's update.
 
-The services that apply updates take messages, so that a replay is checked like any other call.
+The services that apply updates accept messages, so that a replay is checked like any other call.
 """
 
 from typing import Protocol
@@ -8,21 +8,18 @@ from typing import Protocol
 import structlog
 
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2
+from pointbook_common.shopline_webhooks import CUSTOMER_UPDATE_KINDS, POINTS_TOPIC, STORE_ERASURE_TOPIC
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.rpc.request_fields import Fields, to_timestamp
+from pointbook_server.rpc.request_fields import EVENT_ID_LENGTH_MAX, Fields, to_timestamp
 from pointbook_server.webhooks.messages import read_key, read_visibility
-from pointbook_server.webhooks.model import NO_TOPIC, POINTS_TOPIC, STORE_ERASURE_TOPIC, ReplayClaim
+from pointbook_server.webhooks.model import NO_TOPIC, ReplayClaim
 from pointbook_server.webhooks.transactions import QuarantineTransactions
 
-EVENT_ID_LENGTH_MAX = 128
-CUSTOMER_UPDATE_KINDS = {
-    "customers/create": customers_pb2.CUSTOMER_UPDATE_KIND_CREATED,
-    "customers/update": customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED,
-    "customers/delete": customers_pb2.CUSTOMER_UPDATE_KIND_DELETED,
-    "customers/redact": customers_pb2.CUSTOMER_UPDATE_KIND_REDACTED,
+CUSTOMER_UPDATE_KIND_NUMBERS = {
+    topic: customers_pb2.CustomerUpdateKind.Value(f"CUSTOMER_UPDATE_KIND_{kind}")
+    for topic, kind in CUSTOMER_UPDATE_KINDS.items()
 }
-"""The kind of update that each customer topic reports. Source: docs/reference/shopline-webhooks.md#customer-webhooks"""
 
 log = structlog.get_logger()
 
@@ -44,13 +41,13 @@ class CustomersService(Protocol):
     ) -> customers_pb2.ApplyCustomerUpdateResponse:
         """Apply one customer webhook."""
 
-    async def decide(
+    async def apply_decided(
         self, request: customers_pb2.ApplyCustomerUpdateRequest, /
     ) -> customers_pb2.ApplyCustomerUpdateResponse:
-        """Apply one customer webhook in spite of a contradiction, as an operator decided."""
+        """Apply one customer webhook, despite a contradiction, as an operator decided."""
 
 
-class StoresService(Protocol):
+class ProgramsService(Protocol):
     """The methods of ProgramsService that replays call."""
 
     async def RequestStoreErasure(
@@ -70,7 +67,7 @@ class Replayer:
         quarantine: QuarantineTransactions,
         points: PointsService,
         customers: CustomersService,
-        stores: StoresService,
+        programs: ProgramsService,
         clock: Clock,
         *,
         duration_max_ms: int,
@@ -78,7 +75,7 @@ class Replayer:
         self._quarantine = quarantine
         self._points = points
         self._customers = customers
-        self._stores = stores
+        self._programs = programs
         self._clock = clock
         self._duration_max_ms = duration_max_ms
 
@@ -141,21 +138,18 @@ class Replayer:
             )
         if kind == "store_erasure":
             return webhooks_pb2.ReplayQuarantinedWebhookResponse(
-                store_erasure=await self._stores.RequestStoreErasure(request.store_erasure, context)
+                store_erasure=await self._programs.RequestStoreErasure(request.store_erasure, context)
             )
         update = request.customer_update
         if request.overrides_contradiction:
-            applied = await self._customers.decide(update)
+            applied = await self._customers.apply_decided(update)
         else:
             applied = await self._customers.ApplyCustomerUpdate(update, context)
         return webhooks_pb2.ReplayQuarantinedWebhookResponse(customer_update=applied)
 
 
 def _read_request(request: webhooks_pb2.ReplayQuarantinedWebhookRequest) -> tuple[str, str, str]:
-    """Return the merchant, the webhook's id, and the event's id.
-
-    Raises INVALID_FIELDS.
-    """
+    """Return the ids of merchant, webhook and event. Raises INVALID_FIELDS."""
     fields = Fields()
     merchant_id, quarantine_id = read_key(fields, request)
     kind = request.WhichOneof("update")
@@ -174,7 +168,7 @@ def _check_kind(fields: Fields, topic: str, request: webhooks_pb2.ReplayQuaranti
     kind = request.WhichOneof("update")
     if kind == "points_update" and topic != POINTS_TOPIC:
         fields.wrong(kind, "must be the update of a points webhook, which this one is not")
-    if kind == "customer_update" and CUSTOMER_UPDATE_KINDS.get(topic) != request.customer_update.kind:
+    if kind == "customer_update" and CUSTOMER_UPDATE_KIND_NUMBERS.get(topic) != request.customer_update.kind:
         fields.wrong("customer_update.kind", "must be the kind of the webhook's topic")
     if kind == "store_erasure" and topic != STORE_ERASURE_TOPIC:
         fields.wrong(kind, "must be the request of a webhook to erase a store, which this one is not")

@@ -7,15 +7,14 @@ import structlog
 from pointbook.v1 import webhooks_pb2, webhooks_pb2_grpc
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError, Reason
-from pointbook_server.rpc import pagination
+from pointbook_server.rpc.pagination import read_page
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields
 from pointbook_server.webhooks.messages import read_filter, read_key, read_visibility, read_webhook, write_webhook
 from pointbook_server.webhooks.model import Webhook
 from pointbook_server.webhooks.replay import Replayer
 from pointbook_server.webhooks.transactions import QuarantineTransactions
 
-DROP_REASON_LENGTH_MAX = 500
-PAGE_BYTES_MAX = 1024 * 1024 - 4 * 1024
+QUARANTINE_PAGE_BYTES_MAX = 1024 * 1024 - 4 * 1024
 """1 MiB, less the space for next_page_token and the framing of the webhooks."""
 QUARANTINE_FULL_RETRY_SECONDS = 60.0
 """An operator must make space first."""
@@ -26,7 +25,7 @@ log = structlog.get_logger()
 
 
 class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
-    """WebhooksService."""
+    """WebhooksService: the quarantine of webhooks that could not be applied."""
 
     def __init__(self, quarantine: QuarantineTransactions, replayer: Replayer, clock: Clock) -> None:
         self._quarantine = quarantine
@@ -58,21 +57,20 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         """Return a page of a merchant's quarantine, the oldest first."""
         fields = Fields()
         merchant_id = fields.ascii("merchant_id", request.merchant_id, length_max=ID_LENGTH_MAX)
-        criteria = read_filter(fields, request)
-        size = fields.page_size("page_size", request.page_size)
-        scope = ("quarantine", merchant_id, criteria)
-        place = pagination.read_token(fields, "page_token", request.page_token, scope, (int, str))
+        webhook_filter = read_filter(fields, request)
+        scope = ("quarantine", merchant_id, webhook_filter)
+        page = read_page(fields, request, scope, first=(webhook_filter.start_ms, ""))
         fields.check()
-        after = None if place is None else (int(place[0]), str(place[1]))
-        found = await self._quarantine.list_webhooks(
-            read_visibility(merchant_id), criteria, after=after, limit=size + 1
+        webhooks = await self._quarantine.list_webhooks(
+            read_visibility(merchant_id), webhook_filter, after=page.after, limit=page.limit
         )
-        page = pagination.fit(map(write_webhook, found), size, PAGE_BYTES_MAX)
-        response = webhooks_pb2.ListQuarantinedWebhooksResponse(webhooks=page)
-        if len(found) > len(page):
-            last = found[len(page) - 1]
-            response.next_page_token = pagination.write_token(scope, (last.received_at_ms, last.quarantine_id))
-        return response
+        messages, next_page_token = page.build(
+            webhooks,
+            write_webhook,
+            lambda webhook: (webhook.received_at_ms, webhook.quarantine_id),
+            bytes_max=QUARANTINE_PAGE_BYTES_MAX,
+        )
+        return webhooks_pb2.ListQuarantinedWebhooksResponse(webhooks=messages, next_page_token=next_page_token)
 
     async def GetQuarantinedWebhook(
         self, request: webhooks_pb2.GetQuarantinedWebhookRequest, _context: object
@@ -96,8 +94,7 @@ class WebhooksServicer(webhooks_pb2_grpc.WebhooksServiceServicer):
         """Delete a webhook permanently, and log the given reason."""
         fields = Fields()
         merchant_id, quarantine_id = read_key(fields, request)
-        fields.present("reason", is_present=bool(request.reason.strip()))
-        drop_reason = fields.text("reason", request.reason, length_max=DROP_REASON_LENGTH_MAX)
+        drop_reason = fields.reason("reason", request.reason)
         fields.check()
         quarantine_reason = await self._quarantine.drop(read_visibility(merchant_id), quarantine_id)
         log.warning(

@@ -92,29 +92,29 @@ class QuarantineTransactions:
         await self._quota.refresh()
 
     async def proves(self, connection: Connection, merchant_id: str, store_id: str) -> bool:
-        """Return whether webhooks prove that an unknown store is this merchant's.
+        """Return whether webhooks prove that an unregistered store is this merchant's.
 
-        One must name the store in its signed body, and the merchant in a header, which is not signed. So it must be in
-        the shared quarantine, where only tokens for all merchants, such as the shim's, put webhooks, and none of its
-        copies and none of the store's other webhooks there may name another merchant.
+        A webhook proves it if its signed body names the store and its header names the merchant. Headers are not
+        signed, so only the shared quarantine counts, which only tokens for all merchants, such as the shim's, can fill.
+        There, no copy of the webhook and no other webhook of the store may name another merchant.
         """
         digests = self._cipher.subject_digests(store_id)
         row = await connection.fetch_one(queries.COUNT_PROOFS, {"digests": digests, "claimed": merchant_id})
         return row is not None and row.proofs > 0 and row.contests == 0
 
     async def list_webhooks(
-        self, visibility: Visibility, criteria: QuarantineFilter, *, after: tuple[int, str] | None, limit: int
+        self, visibility: Visibility, webhook_filter: QuarantineFilter, *, after: tuple[int, str], limit: int
     ) -> list[QuarantinedWebhook]:
-        """Return a page of webhooks after a place (time in ms, id), the oldest first."""
-        after_ms, after_id = after or (criteria.start_ms, "")
+        """Return the next webhooks after a position (time in ms, id), the oldest first."""
+        after_ms, after_id = after
         params = {
             **_visibility_params(visibility),
-            "filter_state": criteria.state.value,
-            "filter_reason": criteria.reason and criteria.reason.value,
-            "filter_topic": criteria.topic,
+            "filter_state": webhook_filter.state.value,
+            "filter_reason": webhook_filter.reason and webhook_filter.reason.value,
+            "filter_topic": webhook_filter.topic,
             "after_ms": after_ms,
             "after_id": after_id,
-            "end_ms": criteria.end_ms,
+            "end_ms": webhook_filter.end_ms,
             "limit": limit,
         }
         async with self._database.autocommit() as connection:
