@@ -9,8 +9,11 @@ import pytest
 from pointbook.v1 import benefits_pb2
 from pointbook_server.access.model import Scope
 from support.benefits import answer, exported, info, privilege
-from support.harness import Client, Service, Shop, make_token
+from support.clients import Client
 from support.processes import POINTBOOK, Finished, clean_environment, finish, one_line, pointbook, running
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
 
 POINTS = info(rewardType="POINTS", benefitsDetails="1000", benefitsStatus="ACTIVE", usageLimitsType="UNLIMITED")
 BIRTHDAY = info(

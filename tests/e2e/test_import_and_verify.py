@@ -12,7 +12,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from support.harness import Client, Shop, unique
+from support.clients import Client
+from support.probes import grpc_health, handles_sigterm
 from support.processes import (
     HAS_PROC,
     POINTBOOK,
@@ -22,12 +23,12 @@ from support.processes import (
     clean_environment,
     finish,
     free_port,
-    grpc_health,
-    handles_sigterm,
     one_line,
     pointbook,
     running,
 )
+from support.shops import Shop
+from support.unique_names import unique
 from support.waiting import until, until_locks_are_awaited
 
 LINES = 10_000

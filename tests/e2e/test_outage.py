@@ -20,10 +20,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
-from support.harness import Client, Shop, at, make_token, unique
+from support.clients import Client
+from support.clocks import at
 from support.http_clients import http_client
-from support.processes import Finished, Running, free_port, grpc_health, http_get, one_line, pointbook, running
+from support.probes import grpc_health, http_get
+from support.processes import Finished, Running, free_port, one_line, pointbook, running
 from support.retrying_callers import RetryingCallers, check_ledger
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until, until_locks_are_awaited
 
 SECRET = "app-secret"

@@ -11,8 +11,13 @@ import pytest
 from pointbook.v1 import webhooks_pb2
 from pointbook_cli.terminal import escape_unprintable
 from pointbook_server.access.model import Scope
-from support.harness import NOW_MS, Client, Service, Shop, at, make_token, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.processes import POINTBOOK, Finished, clean_environment, free_port, one_line, pointbook
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 TOPIC = "app_memberSystem_points/challenged"
 TOPIC_MISSING = webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING

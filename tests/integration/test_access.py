@@ -31,21 +31,16 @@ from pointbook_server.db.database import Database
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from pointbook_server.services import SERVICE_NAMES
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock
 from support.database_proxy import proxied
 from support.embedded_database import Cluster
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Refusal,
-    Service,
-    Shop,
-    TestClock,
-    make_token,
-    refused,
-    server_settings,
-    unique,
-)
+from support.outbox import Outbox
+from support.refusals import Refusal, refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 FILES = (access_pb2, benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2)
 DESCRIPTORS: dict[str, MethodDescriptor] = {

@@ -7,7 +7,10 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import benefits_pb2
-from support.harness import NOW_MS, Client, Shop, at, refused
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.refusals import refused
+from support.shops import Shop
 
 PAID = benefits_pb2.MEMBERSHIP_TYPE_PAID
 BIRTH = benefits_pb2.REWARD_SCENE_BIRTH_BENEFITS

@@ -8,7 +8,10 @@ import pytest
 
 from pointbook.v1 import benefits_pb2
 from pointbook_server.rpc import pagination
-from support.harness import Client, Refusal, Shop, refused, unique
+from support.clients import Client
+from support.refusals import Refusal, refused
+from support.shops import Shop
+from support.unique_names import unique
 
 
 def benefit_of(shop: Shop, **changes: Any) -> benefits_pb2.Benefit:

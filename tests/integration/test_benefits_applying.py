@@ -6,7 +6,10 @@ import grpc
 import pytest
 
 from pointbook.v1 import benefits_pb2
-from support.harness import Client, Shop, refused, unique
+from support.clients import Client
+from support.refusals import refused
+from support.shops import Shop
+from support.unique_names import unique
 
 ACTIVE, INACTIVE = benefits_pb2.BENEFITS_STATUS_ACTIVE, benefits_pb2.BENEFITS_STATUS_INACTIVE
 DISCOUNT = benefits_pb2.REWARD_TYPE_PERCENTAGE_DISCOUNT

@@ -12,7 +12,9 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 
 from pointbook.v1 import benefits_pb2
-from support.harness import Client, Shop, refused
+from support.clients import Client
+from support.refusals import refused
+from support.shops import Shop
 
 ENUMS = {
     "membership_type": "LEVEL PAID BASIC DUAL",

@@ -15,11 +15,17 @@ from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from support.harness import Client, Outbox, Shop, at, refused, server_settings, unique
+from support.clients import Client
+from support.clocks import at
 from support.json_logs import json_logs
-from support.processes import grpc_health
+from support.outbox import Outbox
+from support.probes import grpc_health
 from support.redemption import PENDING, get_redemption, redeem, redeem_request
+from support.refusals import refused
+from support.servers import server_settings
+from support.shops import Shop
 from support.store_erasures import erase, outcome, request_erasure
+from support.unique_names import unique
 from support.waiting import until
 
 DAY_MS = 86_400_000

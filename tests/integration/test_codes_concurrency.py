@@ -22,11 +22,14 @@ from pointbook_server.validation_codes.locked_state import SendCounter
 from pointbook_server.validation_codes.model import Challenge, ChallengeSubject, Purpose, Route
 from pointbook_server.validation_codes.rules import new_challenge
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
+from support.clocks import NOW_MS
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code
-from support.harness import NOW_MS, Service, Shop, refused
 from support.points import superuser
 from support.provider_servers import loop_delays
 from support.redemption import customer_ref, earn
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
 from support.waiting import until
 
 BUYERS = [f"buyer-{number:02}" for number in range(20)]

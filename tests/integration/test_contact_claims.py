@@ -14,6 +14,8 @@ from pointbook_server.customers import queries
 from pointbook_server.db.database import Connection, Statement
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
 from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
 from support.customers import (
     CREATED,
@@ -36,20 +38,12 @@ from support.customers import (
     skipped,
     update,
 )
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    refusal,
-    refused,
-    server_settings,
-    unique,
-)
+from support.outbox import Outbox
 from support.redemption import customer_ref, earn, redeem_request, validate_request, violation_codes
+from support.refusals import refusal, refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.unique_names import unique
 from support.waiting import until_locks_are_awaited
 
 TYPES = {"mobile": TYPE_MOBILE, "email": TYPE_EMAIL}

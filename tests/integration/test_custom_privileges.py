@@ -7,7 +7,10 @@ import grpc
 import pytest
 
 from pointbook.v1 import benefits_pb2
-from support.harness import Client, Shop, refused, unique
+from support.clients import Client
+from support.refusals import refused
+from support.shops import Shop
+from support.unique_names import unique
 
 
 def privilege_of(shop: Shop, privilege_id: str = "gold:p1", **changes: Any) -> benefits_pb2.CustomPrivilege:

@@ -18,6 +18,8 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from pointbook_server.webhooks.queries import LOCK_BUYERS_BODIES
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
 from support.customers import (
     CREATED,
     DELETED,
@@ -41,22 +43,13 @@ from support.customers import (
     update,
 )
 from support.embedded_database import Cluster
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Refusal,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refusal,
-    refused,
-    server_settings,
-    unique,
-)
 from support.json_logs import json_logs
+from support.outbox import Outbox
+from support.refusals import Refusal, refusal, refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 
 def full_customer(shop: Shop, **changes: Any) -> customers_pb2.Customer:

@@ -17,11 +17,17 @@ from pointbook_server.db import database as database_module
 from pointbook_server.db import database_health as database_health_module
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import TestClock
 from support.database_proxy import DatabaseProxy, proxied
 from support.embedded_database import Cluster
-from support.harness import Client, Outbox, Shop, TestClock, make_token, server_settings, unique
 from support.json_logs import json_logs
-from support.processes import grpc_health
+from support.outbox import Outbox
+from support.probes import grpc_health
+from support.servers import server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 DETECTION_SECONDS_MAX = 5.0

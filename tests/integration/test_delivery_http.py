@@ -16,7 +16,6 @@ from pointbook_server.delivery import http_gateway
 from pointbook_server.delivery.http_gateway import CONNECTIONS_MAX, HttpGatewaySender
 from pointbook_server.delivery.sender import DeliveryFailedError, DeliveryUncertainError, FailureKind
 from support.certificates import loopback_tls
-from support.harness import server_settings
 from support.json_logs import json_logs
 from support.provider_servers import (
     CODE,
@@ -27,6 +26,7 @@ from support.provider_servers import (
     http_server,
     loop_delays,
 )
+from support.servers import server_settings
 from support.waiting import until
 
 API_KEY = "s3cret-key"

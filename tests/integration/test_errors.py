@@ -28,24 +28,18 @@ from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.rpc.listening import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
 from support.database_proxy import DatabaseProxy, proxied
 from support.embedded_database import Cluster
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refusal,
-    refused,
-    server_settings,
-    unique,
-)
 from support.json_logs import json_logs
-from support.processes import grpc_health
+from support.outbox import Outbox
+from support.probes import grpc_health
+from support.refusals import refusal, refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 SECRET = "+8613800005678"

@@ -11,10 +11,15 @@ from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import Database
 from pointbook_server.ledger.model import AccountKey, Event, ReceivedEvent, UpdateType, WebhookOrigin
 from pointbook_server.rpc.pagination import write_token
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.ledger import ledger_transactions
 from support.points import buyer_account, decrease, increase, send, void
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 SOON_MS = NOW_MS + 10 * DAY_MS
 LATER_MS = NOW_MS + 20 * DAY_MS

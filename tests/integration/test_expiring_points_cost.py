@@ -12,7 +12,11 @@ from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import PLANNED_EACH_TIME, SESSION_SETTINGS, Connection, Row, Statement
 from pointbook_server.ledger import expiring_points
 from pointbook_server.ledger.expiring_points import ExpiringPage, ExpiryReader, ExpiryWindow
-from support.harness import NOW_MS, Client, Service, Shop, unique
+from support.clients import Client
+from support.clocks import NOW_MS
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 MONTH_MS = 30 * DAY_MS
 FILL_ENTRIES = """

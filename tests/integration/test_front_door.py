@@ -20,9 +20,10 @@ from pointbook_server.rpc import health as health_module
 from pointbook_server.rpc import refusal_limits as refusal_limits_module
 from pointbook_server.rpc.refusal_limits import Pacer
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import TestClock
 from support.database_proxy import proxied
 from support.embedded_database import Cluster
-from support.harness import Client, Shop, TestClock, make_token, refusal, refused, server_settings, unique
 from support.http2 import (
     HEALTH_CHECK,
     HEALTH_WATCH,
@@ -32,7 +33,13 @@ from support.http2 import (
     http2,
 )
 from support.json_logs import json_logs
-from support.processes import free_port, grpc_health, pointbook
+from support.probes import grpc_health
+from support.processes import free_port, pointbook
+from support.refusals import refusal, refused
+from support.servers import server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

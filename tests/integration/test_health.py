@@ -17,9 +17,10 @@ from pointbook_server.db.schema import needed_privileges
 from pointbook_server.db.tables import metadata
 from pointbook_server.server import Server
 from support.embedded_database import Cluster
-from support.harness import server_settings, unique
 from support.json_logs import json_logs
-from support.processes import grpc_health
+from support.probes import grpc_health
+from support.servers import server_settings
+from support.unique_names import unique
 from support.waiting import until
 
 OF_COMMANDS = {"INSERT_TOKEN"}

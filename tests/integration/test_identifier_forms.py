@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
 from support.customers import (
     CREATED,
@@ -18,8 +20,11 @@ from support.customers import (
     skipped,
     update,
 )
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request, violation_codes
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL

@@ -11,7 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.server import Server
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.points import (
     APPLIED,
     DECREASE,
@@ -26,6 +27,10 @@ from support.points import (
     event_ids,
     increase,
 )
+from support.refusals import refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.unique_names import unique
 
 POINTS_MAX = 10**15
 YEAR_2000_MS = 946_684_800_000

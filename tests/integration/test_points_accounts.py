@@ -5,7 +5,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.points import (
     APPLIED,
     DUPLICATE,
@@ -20,6 +21,10 @@ from support.points import (
     increase,
     superuser,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 # Scenes and expiry.
 

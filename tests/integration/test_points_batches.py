@@ -15,7 +15,8 @@ from pointbook_server.db.database import Connection, Statement
 from pointbook_server.db.database_health import PING
 from pointbook_server.db.schema import REVISION, UNUSABLE
 from pointbook_server.ledger import fold
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.ledger import check_ledger
 from support.points import (
     START_MS,
@@ -29,6 +30,10 @@ from support.points import (
     outcomes_of,
     send,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 OWN_STATEMENTS = {PING, READ_TOKENS, REVISION, UNUSABLE}
 """Statements that the server runs by itself at any time."""

@@ -19,9 +19,11 @@ from pointbook_server.ledger.model import (
     UpdateType,
     WebhookOrigin,
 )
-from support.harness import Client, Service, Shop
+from support.clients import Client
 from support.ledger import check_ledger, ledger_transactions
 from support.points import START_MS, increase
+from support.servers import Service
+from support.shops import Shop
 
 
 @pytest.fixture

@@ -4,8 +4,12 @@ import pytest
 import structlog
 
 from pointbook.v1 import points_pb2
-from support.harness import Client, Service, Shop, at, unique
+from support.clients import Client
+from support.clocks import at
 from support.points import APPLIED, DUPLICATE, START_MS, buyer_account, decrease, increase, send
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 DIFFERENT_IDS = [("w-1", "w-2", True), ("w-1", "w-1", False), ("w-1", "", False), ("", "w-2", False), ("", "", False)]
 

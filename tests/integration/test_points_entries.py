@@ -10,8 +10,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2
 from pointbook_server.db.tables import points_entries
-from support.harness import NOW_MS, Client, Service, Shop, at, refused
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.points import DECREASE, INCREASE, START_MS, decrease, entries, event_ids, increase, list_request, superuser
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
 
 DERIVED_COLUMNS = (
     "ordinal",

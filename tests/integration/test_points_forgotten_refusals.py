@@ -7,9 +7,11 @@ import asyncpg
 import pytest
 
 from pointbook.v1 import points_pb2
-from support.harness import Client, Service, Shop
+from support.clients import Client
 from support.ledger import check_ledger
 from support.points import count_rows, decrease, event_ids, increase, outcomes_of, send, superuser
+from support.servers import Service
+from support.shops import Shop
 
 REFUSALS = "SELECT event_id FROM points_entries WHERE merchant_id = $1 AND outcome = 'REFUSED' ORDER BY event_id"
 

@@ -7,9 +7,12 @@ import pytest
 from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.ledger import lots
-from support.harness import NOW_MS, Client, Service, Shop, at
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.ledger import check_ledger
 from support.points import buyer_account, decrease, entries, increase, outcomes_of, send, unvoid, void
+from support.servers import Service
+from support.shops import Shop
 
 EXPIRED = points_pb2.POINTS_UPDATE_SCENE_POINTS_EXPIRED
 

@@ -5,7 +5,8 @@ import grpc
 import pytest
 
 from pointbook.v1 import points_pb2
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.ledger import check_ledger
 from support.points import (
     DUPLICATE,
@@ -21,6 +22,10 @@ from support.points import (
     unvoid,
     void,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 
 async def fill(client: Client, shop: Shop) -> None:

@@ -22,8 +22,14 @@ from pointbook.v1 import (
 )
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.rpc import pagination
-from support.harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.points import superuser
+from support.refusals import Refusal, refused
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until_locks_are_awaited
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS

@@ -19,20 +19,13 @@ from pointbook_server.access.model import Scope
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.server import Server
-from support.harness import (
-    NOW_MS,
-    QUARANTINE_KEY,
-    Client,
-    Refusal,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refused,
-    server_settings,
-    unique,
-)
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
+from support.refusals import Refusal, refused
+from support.servers import QUARANTINE_KEY, Service, server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 POINTS = "app_memberSystem_points/challenged"
 CUSTOMERS = "customers/update"

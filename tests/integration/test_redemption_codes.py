@@ -16,7 +16,8 @@ from pointbook_server.errors import PointbookError
 from pointbook_server.redemption.commands import PendingRedemption
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.validation_codes.service import ValidationCodes
-from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.points import superuser
 from support.redemption import (
     PENDING,
@@ -29,6 +30,10 @@ from support.redemption import (
     validate_request,
     violation_codes,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
 
 CODES = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
 """Codes that are not guessed by chance, and messages that contain only the code."""

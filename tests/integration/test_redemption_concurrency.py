@@ -13,7 +13,8 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption import transactions
-from support.harness import NOW_MS, Client, Service, Shop, at, refusal, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.ledger import check_ledger
 from support.points import ORDERS, send, superuser
 from support.redemption import (
@@ -27,6 +28,10 @@ from support.redemption import (
     redeem_request,
     reverse,
 )
+from support.refusals import refusal
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 NAMES = ("ada", "bob", "cyd", "dan")
 PAIRS = list(itertools.combinations(NAMES, 2))

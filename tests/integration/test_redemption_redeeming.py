@@ -11,7 +11,8 @@ import pytest
 from pointbook.v1 import points_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
 from shopline_shim.signature import sign
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.points import superuser
 from support.redemption import (
     PENDING,
@@ -27,7 +28,11 @@ from support.redemption import (
     redeem_request,
     reverse,
 )
+from support.refusals import refused
+from support.servers import Service
 from support.shims import PATH, SECRET, shim_client
+from support.shops import Shop
+from support.unique_names import unique
 
 
 @pytest.fixture

@@ -25,22 +25,17 @@ from pointbook_server.server import Server
 from pointbook_server.support import recorder as recording
 from pointbook_server.support.recorder import RefusalRecorder
 from pointbook_server.support.transactions import RefusalTransactions
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
 from support.codes import WRONG_CODE, issue_code
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refused,
-    server_settings,
-    unique,
-)
+from support.outbox import Outbox
 from support.points import superuser
 from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
+from support.refusals import refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 DAY_SECONDS = 86_400

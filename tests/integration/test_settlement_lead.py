@@ -18,7 +18,8 @@ from pointbook_server.db.database import Connection, Database
 from pointbook_server.ledger.holds import RELEASED_HOLDS_MAX
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.points import entries, superuser, unvoid, void
 from support.redemption import (
     PENDING,
@@ -36,6 +37,10 @@ from support.redemption import (
     validate_request,
     violation_codes,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 HOUR_MS = 3_600_000
 REDEMPTION = redemption_pb2.Redemption

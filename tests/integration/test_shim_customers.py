@@ -22,9 +22,14 @@ from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as webhooks_module
 from shopline_shim import signature
 from shopline_shim import webhooks_endpoint as endpoint_module
-from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock
 from support.json_logs import json_logs
+from support.outbox import Outbox
+from support.servers import Service, server_settings
 from support.shims import APPLIED, DUPLICATE, QUARANTINED, WebhookSender, webhook_sender
+from support.shops import Shop
+from support.unique_names import unique
 
 NUMBER = "+8613800000000"
 

@@ -18,8 +18,12 @@ from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from shopline_shim import signature
 from shopline_shim.endpoint_bindings import EndpointBinding
 from shopline_shim.translate import ERASURE_TOPICS
-from support.harness import Client, Service, Shop, make_token, unique
+from support.clients import Client
+from support.servers import Service
 from support.shims import PATH, POINTS_TOPIC, SECRET, shim_client
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 UPDATED_AT_MS = 1_767_225_600_000
 ENDPOINT_SECRET = "endpoint-secret"

@@ -22,13 +22,19 @@ from pointbook_server.access.model import Scope
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from shopline_shim import missed_calls_endpoint as endpoint_module
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.codes import issue_code
 from support.database_proxy import proxied
 from support.fake_servers import assert_problem
-from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, server_settings, unique
 from support.json_logs import json_logs
 from support.redemption import PENDING, earn, redeem, redeem_request, validate_request
+from support.refusals import refused
+from support.servers import Service, server_settings
 from support.shims import shim_client
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 PATH = "/callbacks/missed-call"

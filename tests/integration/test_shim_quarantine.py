@@ -21,8 +21,11 @@ from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as servicer_module
 from shopline_shim import signature, translate
 from shopline_shim import webhooks_endpoint as endpoint_module
-from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock
 from support.json_logs import json_logs
+from support.outbox import Outbox
+from support.servers import Service, server_settings
 from support.shims import (
     APPLIED,
     DUPLICATE,
@@ -34,6 +37,9 @@ from support.shims import (
     webhook_headers,
     webhook_sender,
 )
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 
 def body(shop: Shop, **changes: Any) -> bytes:

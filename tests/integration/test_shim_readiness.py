@@ -16,8 +16,12 @@ from pointbook_server.db.database import Database
 from pointbook_server.server import Server
 from shopline_shim.readiness import ReadinessCheck
 from shopline_shim.settings import ShimSettings
-from support.harness import NOW_MS, Client, Service, make_token, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS
+from support.servers import Service, server_settings
 from support.shims import shim_client
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 WEBHOOK_SCOPES = [Scope.POINTS_WRITE, Scope.WEBHOOKS]

@@ -12,8 +12,12 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, webhooks_pb2
 from pointbook_cli.quarantine_client import translate_again
 from shopline_shim.translate import STORE_ERASURE_TOPIC
-from support.harness import NOW_MS, Client, Service, Shop, unique
+from support.clients import Client
+from support.clocks import NOW_MS
+from support.servers import Service
 from support.shims import QUARANTINED, WebhookSender, webhook_sender
+from support.shops import Shop
+from support.unique_names import unique
 
 REQUESTED = (200, {"outcome": "REQUESTED"})
 ALREADY_REQUESTED = (200, {"outcome": "ALREADY_REQUESTED"})

@@ -16,25 +16,20 @@ from pointbook_server.programs import servicer as servicer_module
 from pointbook_server.programs.erasures import transactions as erasures_module
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
 from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code
 from support.customers import email, mobile
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refused,
-    server_settings,
-    unique,
-)
 from support.json_logs import json_logs
+from support.outbox import Outbox
 from support.points import superuser
 from support.redemption import earn
+from support.refusals import refused
+from support.servers import Service, server_settings
+from support.shops import Shop
 from support.store_erasures import REASON, REQUEST_MS, erase, listed, outcome, request_erasure
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until, until_locks_are_awaited
 
 

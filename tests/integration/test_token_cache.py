@@ -20,8 +20,12 @@ from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import TestClock
 from support.database_proxy import proxied
-from support.harness import Client, Outbox, TestClock, make_token, server_settings
+from support.outbox import Outbox
+from support.servers import server_settings
+from support.tokens import make_token
 from support.waiting import until
 
 NOW_MS = 1_780_000_000_000

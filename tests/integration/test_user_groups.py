@@ -19,7 +19,11 @@ from pointbook_server.validation_codes.transactions import ValidationCodeTransac
 from pointbook_server.webhooks.encryption import PayloadCipher
 from pointbook_server.webhooks.model import Capacity, QuarantineLimits
 from pointbook_server.webhooks.transactions import QuarantineTransactions
-from support.harness import Client, Service, Shop, refused, unique
+from support.clients import Client
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 NAMES = ("ada", "bob", "cyd", "dan")
 

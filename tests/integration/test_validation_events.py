@@ -10,10 +10,16 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.access.rules import split_bearer
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code
-from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
 from support.points import superuser
 from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 ACTIONS = redemption_pb2.ValidationAction
 

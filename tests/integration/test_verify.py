@@ -12,8 +12,12 @@ from pointbook.v1 import points_pb2
 from pointbook_server.db.database import Database
 from pointbook_server.ledger.verification import Mismatch
 from pointbook_server.ledger.verifier import LedgerVerifier, MerchantAccountKey, VerificationScope, VerificationSize
-from support.harness import NOW_MS, Client, Service, Shop, at, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.points import DECREASE, INCREASE, send, unvoid, void
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 START_MS = NOW_MS - 10_000_000
 STEP_MS = 1_000

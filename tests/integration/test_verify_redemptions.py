@@ -6,9 +6,11 @@ import pytest
 
 from pointbook_server.db.database import Database
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
-from support.harness import NOW_MS, Service, Shop
+from support.clocks import NOW_MS
 from support.points import superuser
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
+from support.servers import Service
+from support.shops import Shop
 
 DEFAULT_WINDOW_MS = 72 * 3_600_000
 OPEN, BOOKED, PART = "points = 30", "points = 20", "points = 10"

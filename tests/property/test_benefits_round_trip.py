@@ -16,7 +16,8 @@ from pointbook_server.benefits.messages import ENUM_NAMES
 from pointbook_server.benefits.model import MembershipType
 from support.benefits import FIELDS, answer, exported
 from support.examples import examples
-from support.harness import Service, unique
+from support.servers import Service
+from support.unique_names import unique
 
 NUMBERS = st.one_of(
     st.integers(1, 12),

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from pointbook.v1 import points_pb2, redemption_pb2
 from pointbook_server.db.database import Database
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
+from support.clocks import NOW_MS
 from support.examples import examples
-from support.harness import NOW_MS, Service, Shop, unique
 from support.redemption import SETTLED, UNSETTLED, account_points, booking, earn, get_redemption, redeem, redeem_request
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 EXAMPLES = settings(
     max_examples=examples(40),

@@ -14,9 +14,15 @@ from hypothesis import strategies as st
 from pointbook.v1 import customers_pb2, identity_pb2
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
 from support.customers import found, needless_claims, of_buyer
 from support.examples import examples
-from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, refused, server_settings, unique
+from support.outbox import Outbox
+from support.refusals import refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.unique_names import unique
 
 TAKEN = "+8613800000009"
 MOBILES = [None, "", "+8613800000001", "+541123456789", "+5491123456789", TAKEN, "13800000001"]

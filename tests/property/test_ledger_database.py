@@ -27,9 +27,12 @@ from pointbook_server.ledger.model import (
     WebhookOrigin,
 )
 from pointbook_server.ledger.transactions import LedgerTransactions
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.examples import examples
-from support.harness import NOW_MS, Client, Service, unique
 from support.ledger import assert_is_fold, ledger_transactions, read_ledger, without_lot_ids
+from support.servers import Service
+from support.unique_names import unique
 
 START_MS = NOW_MS - 1_000
 BUYERS = ("one", "two")

@@ -15,9 +15,12 @@ from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest
 from pointbook_server.redemption.commands import PendingRedemption, RedeemCommand
 from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.model import Redemption
+from support.clocks import NOW_MS, at
 from support.examples import examples
-from support.harness import NOW_MS, Service, Shop, at, unique
 from support.redemption import earn
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 EXAMPLES = settings(
     max_examples=examples(25),

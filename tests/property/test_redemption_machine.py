@@ -18,9 +18,13 @@ from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import points_by_account
 from pointbook_server.redemption.model import HoldState, Redemption
+from support.clocks import NOW_MS, at
 from support.examples import examples
-from support.harness import NOW_MS, Service, Shop, at, refusal, unique
 from support.ledger import StoredAccount, assert_is_fold, read_ledger
+from support.refusals import refusal
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 EXAMPLES = settings(
     max_examples=examples(60),

@@ -18,9 +18,13 @@ from pointbook.v1 import (
     redemption_pb2,
     webhooks_pb2,
 )
-from support.harness import NOW_MS, Client, Service, Shop, at, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.randomness import printed_random
 from support.redemption import customer_ref
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 from support.verification import verify
 from support.waiting import until
 

@@ -14,7 +14,8 @@ import pytest
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from support.database_proxy import DatabaseProxy, proxied
 from support.deployments import Deployment, error_lines
-from support.processes import HAS_PROC, Running, is_alive
+from support.probes import is_alive
+from support.processes import HAS_PROC, Running
 from support.retrying_callers import RetryingCallers, check_ledger
 from support.verification import verify
 from support.waiting import until

@@ -7,7 +7,11 @@ import asyncpg
 import grpc
 
 from pointbook.v1 import customers_pb2, identity_pb2
-from support.harness import NOW_MS, Client, Service, Shop, at, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 CREATED = customers_pb2.CUSTOMER_UPDATE_KIND_CREATED
 UPDATED = customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED

@@ -8,7 +8,10 @@ import asyncpg
 
 from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
-from support.harness import NOW_MS, Client, Service, Shop, at
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.servers import Service
+from support.shops import Shop
 
 APPLIED = points_pb2.APPLY_OUTCOME_APPLIED
 DUPLICATE = points_pb2.APPLY_OUTCOME_DUPLICATE

@@ -10,7 +10,8 @@ import asyncpg
 import grpc
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
-from support.harness import Shop, at
+from support.clocks import at
+from support.shops import Shop
 from support.waiting import until
 
 CONNECTIONS = 4

@@ -14,8 +14,9 @@ from pointbook.v1 import webhooks_pb2
 from shopline_shim import signature
 from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
-from support.harness import Client, Shop
+from support.clients import Client
 from support.http_clients import http_client
+from support.shops import Shop
 
 SECRET = "app-secret"
 PATH = "/webhooks/shopline"

@@ -4,7 +4,10 @@ from typing import Any
 
 from pointbook.v1 import programs_pb2
 from pointbook_common.durations import DAY_MS
-from support.harness import NOW_MS, Client, Shop, at, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.shops import Shop
+from support.unique_names import unique
 
 REQUEST_MS = NOW_MS - 2 * DAY_MS
 REASON = "merchants/redact of May"

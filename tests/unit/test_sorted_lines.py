@@ -14,7 +14,7 @@ import pytest
 
 from pointbook_cli.points_import.points_file import Format, PointsFile, PointsFileOptions, RefusedLine
 from pointbook_cli.points_import.sorted_lines import LineBatch, RefusedLines, SortedLine, SortedLines
-from support.harness import NOW_MS
+from support.clocks import NOW_MS
 
 HEADER = "event_id,buyer_id,update_type,updated_scene,updated_value,points_balance,updated_at"
 PLAIN = "{event_id},{buyer},{kind},LUCKY_DRAW,{value},{balance},{at_ms}"
