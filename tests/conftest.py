@@ -6,6 +6,7 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from pointbook_server import maintenance
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
@@ -111,11 +112,14 @@ async def service(
     """
     clock, outbox = TestClock(), Outbox()
     server = Server(server_settings(), database_url, senders={Channel.SMS: outbox, Channel.EMAIL: outbox}, clock=clock)
-    await server.start()
-    client = Client(server.port, admin_token)
-    yield Service(server, client, clock, outbox, database_url)
-    await client.close()
-    await stop_idle(server)
+    with pytest.MonkeyPatch.context() as patch:
+        # Tests run the jobs of maintenance themselves, so that none runs at a random time.
+        patch.setattr(maintenance, "INTERVAL_SECONDS", 1_000_000.0)
+        await server.start()
+        client = Client(server.port, admin_token)
+        yield Service(server, client, clock, outbox, database_url)
+        await client.close()
+        await stop_idle(server)
     logs = request.config.stash.get(LOGS, {}).get(str(request.path), [])
     assert not await find_leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
 

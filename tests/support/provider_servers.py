@@ -21,6 +21,8 @@ CODE = "Q7M2X9KD4H"
 """A code that does not occur by chance."""
 PASSWORD = "s3cret-pass"
 MESSAGE = Message("b.private@example.com", f"Your code is {CODE}", "challenge-1", "Your code")
+LOOP_DELAY_SECONDS_MAX = 0.25
+"""The longest delay of an event loop that nothing blocks, on a busy machine."""
 TEXT = f'你好 🎁 "{CODE}" for $5, {{to}} \\ O\'Neil\n.\n..dots\r\nlast line ' + "é" * 200
 """Text that breaks careless senders: other scripts, quotes, a dollar, braces, lines of dots, and a long line."""
 
