@@ -8,6 +8,7 @@ from hypothesis import settings
 
 from pointbook_server import maintenance
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.db.database import Database
 from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
@@ -94,6 +95,14 @@ async def database_url(cluster: Cluster) -> str:
     """A migrated database for one test file."""
     await cluster.template(TEMPLATE, _migrate)
     return await cluster.clone(TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A pool of connections to the file's database, separate from the server's."""
+    pool = Database(database_url, pool_size=4)
+    yield pool
+    await pool.dispose()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from pointbook.v1 import benefits_pb2
 from pointbook_server.rpc import pagination
 from support.clients import Client
-from support.refusals import Refusal, refused
+from support.refusals import refused, wrong_fields
 from support.shops import Shop
 from support.unique_names import unique
 
@@ -84,12 +84,6 @@ async def test_an_unknown_benefit_is_not_found(client: Client, shop: Shop) -> No
         found = await refused(get(client, merchant_id, benefit_id))
         assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "BENEFIT_NOT_FOUND")
         assert found.metadata == {"benefit_id": benefit_id}
-
-
-def wrong_fields(found: Refusal) -> set[str]:
-    """Return the fields that a refusal names."""
-    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-    return set(found.fields)
 
 
 async def delete(client: Client, shop: Shop, benefit_id: str = "gold:1", etag: str = "") -> None:

@@ -123,7 +123,7 @@ async def put(client: Client, benefit: benefits_pb2.Benefit) -> benefits_pb2.Ben
     return (await client.benefits.GetBenefit(request)).benefit
 
 
-async def wrong_fields(client: Client, benefit: benefits_pb2.Benefit) -> dict[str, str]:
+async def put_wrong_fields(client: Client, benefit: benefits_pb2.Benefit) -> dict[str, str]:
     """Put an invalid benefit, and return its violations."""
     found = await refused(client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit)))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
@@ -183,7 +183,7 @@ async def test_a_field_is_refused_where_it_is_irrelevant(
     client: Client, shop: Shop, field: str, context: dict[str, str]
 ) -> None:
     """The same value may be in irrelevant_values."""
-    violations = await wrong_fields(client, benefit_of(shop, **{**context, field: EVERYTHING[field]}))
+    violations = await put_wrong_fields(client, benefit_of(shop, **{**context, field: EVERYTHING[field]}))
     assert violations[field].startswith("must be absent: it is only relevant when ")
 
     others = {name: value for name, value in context.items() if name not in violations}
@@ -196,9 +196,9 @@ async def test_a_value_that_is_or_may_be_relevant_cannot_be_set_aside(client: Cl
     for context in RELEVANT[field]:
         set_aside: Any = {field: EVERYTHING[field]}
         benefit = benefit_of(shop, **ELSEWHERE | context, irrelevant_values=set_aside)
-        assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
+        assert list(await put_wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
         benefit = benefit_of(shop, **{**ELSEWHERE, **context, field: EVERYTHING[field]}, irrelevant_values=set_aside)
-        assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
+        assert list(await put_wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
 
 
 async def test_an_unset_context_leaves_rules_open(client: Client, shop: Shop) -> None:
@@ -240,7 +240,7 @@ async def test_an_unlisted_name_leaves_rules_open(client: Client, shop: Shop, na
 
 
 async def test_all_irrelevant_values_are_named_at_once(client: Client, shop: Shop) -> None:
-    violations = await wrong_fields(client, benefit_of(shop, **ELSEWHERE, **EVERYTHING))
+    violations = await put_wrong_fields(client, benefit_of(shop, **ELSEWHERE, **EVERYTHING))
 
     assert set(violations) == CONDITIONAL - {"usage_limits_times"}
     assert (
@@ -281,7 +281,7 @@ async def test_every_limit_of_a_field(client: Client, shop: Shop, field: str) ->
         benefit = benefit_of(shop, **{**context, field: value})
         assert await put(client, benefit) == benefit
     for value in wrong:
-        violations = await wrong_fields(client, benefit_of(shop, **{**context, field: value}))
+        violations = await put_wrong_fields(client, benefit_of(shop, **{**context, field: value}))
         assert {path.partition("[")[0] for path in violations} == {field}, value
 
 
@@ -315,7 +315,7 @@ async def test_quantities_are_stored_as_written(client: Client, shop: Shop, fiel
         benefit = benefit_of(shop, **{**context, field: text})
         assert await put(client, benefit) == benefit
     for text in wrong:
-        assert list(await wrong_fields(client, benefit_of(shop, **{**context, field: text}))) == [field], text
+        assert list(await put_wrong_fields(client, benefit_of(shop, **{**context, field: text}))) == [field], text
 
 
 async def test_every_invalid_field_is_named_at_once(client: Client, shop: Shop) -> None:
@@ -335,7 +335,7 @@ async def test_every_invalid_field_is_named_at_once(client: Client, shop: Shop) 
     )
     benefit.merchant_id, benefit.benefit_id = "m", "b" * 65
 
-    assert set(await wrong_fields(client, benefit)) == {
+    assert set(await put_wrong_fields(client, benefit)) == {
         "benefit_id",
         "store_ids",
         "level_code",
@@ -361,7 +361,7 @@ async def test_irrelevant_values_must_fit_into_json_and_the_database(client: Cli
     set_aside.update({"days_before": value})
     benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=set_aside)
 
-    assert set(await wrong_fields(client, benefit)) == {"irrelevant_values"}
+    assert set(await put_wrong_fields(client, benefit)) == {"irrelevant_values"}
 
 
 async def test_any_other_irrelevant_value_is_stored(client: Client, shop: Shop) -> None:

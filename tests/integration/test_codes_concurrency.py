@@ -23,7 +23,7 @@ from pointbook_server.validation_codes.rules import new_challenge
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from support.clocks import NOW_MS
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code
-from support.points import superuser
+from support.connections import count_deadlocks, superuser
 from support.provider_servers import LOOP_DELAY_SECONDS_MAX, loop_delays
 from support.redemption import customer_ref, earn
 from support.refusals import refused
@@ -45,14 +45,6 @@ async def shop(service: Service, shop: Shop) -> Shop:
         mobile = f"+861381234{number:04}"
         await service.client.put_customer(shop.merchant_id, buyer_id, mobile=mobile, buyers=buyers)
     return shop
-
-
-async def count_deadlocks(service: Service) -> int:
-    """Return the number of deadlocks that the database has detected."""
-    async with superuser(service) as connection:
-        return int(
-            await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-        )
 
 
 async def close(service: Service, databases: Sequence[Database]) -> None:

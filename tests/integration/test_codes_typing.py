@@ -10,7 +10,7 @@ from pointbook_server.validation_codes.code_format import DIGITS, LETTERS_AND_DI
 from support.clients import Client
 from support.clocks import NOW_MS
 from support.codes import guess_code, issue_and_read_code, read_audit
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import PENDING, earn, redeem, redeem_request, validate_request
 from support.refusals import refused
 from support.servers import Service

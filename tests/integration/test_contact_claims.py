@@ -12,11 +12,10 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.customers import queries
 from pointbook_server.db.database import Connection, Statement
-from pointbook_server.programs.model import Channel
-from pointbook_server.server import Server
 from support.clients import Client
-from support.clocks import NOW_MS, TestClock, at
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
+from support.connections import count_deadlocks, fetch_rows
 from support.customers import (
     CREATED,
     DELETED,
@@ -34,14 +33,12 @@ from support.customers import (
     of_buyer,
     outcome,
     redact,
-    rows,
     skipped,
     update,
 )
-from support.outbox import Outbox
 from support.redemption import customer_ref, earn, redeem_request, validate_request, violation_codes
 from support.refusals import refusal, refused
-from support.servers import Service, server_settings
+from support.servers import Service, running_server
 from support.shops import Shop
 from support.unique_names import unique
 from support.waiting import until_locks_are_awaited
@@ -87,12 +84,8 @@ def buyer_of(shop: Shop, buyer_id: str) -> identity_pb2.Buyer:
 @pytest.fixture(scope="module")
 async def clients(service: Service, admin_token: str) -> AsyncIterator[list[Client]]:
     """Clients of two servers on one database."""
-    server = Server(server_settings(), service.database_url, senders={Channel.SMS: Outbox()}, clock=TestClock())
-    await server.start()
-    second = Client(server.port, admin_token)
-    yield [service.client, second]
-    await second.close()
-    await server.stop()
+    async with running_server(service.database_url, admin_token) as (_, second):
+        yield [service.client, second]
 
 
 def _changes() -> list[Any]:
@@ -245,7 +238,7 @@ async def test_a_claim_ends_when_a_newer_change_decides_the_contact(
     await put(client, shop, "bob")
     await apply(client, stated(shop, "b", 10, mobile=number))
     await act(client, shop, number)
-    assert await rows(service, "SELECT * FROM customer_claims WHERE merchant_id = $1", shop.merchant_id) == []
+    assert await fetch_rows(service, "SELECT * FROM customer_claims WHERE merchant_id = $1", shop.merchant_id) == []
     await apply(client, stated(shop, "a", 30, mobile=""))
 
     assert await found(client, shop, mobile=number) == ""
@@ -458,12 +451,6 @@ async def test_a_call_from_a_detached_number_confirms_no_challenge(client: Clien
 # Many at once.
 
 
-async def deadlocks(service: Service) -> int:
-    """Return how many deadlocks the database has ended."""
-    query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    return int((await rows(service, query))[0]["deadlocks"])
-
-
 async def test_no_claim_is_lost_between_two_servers(clients: list[Client], service: Service, shop: Shop) -> None:
     chance = random.Random(12)  # noqa: S311 - only chance
     for round_number in range(40):
@@ -511,7 +498,7 @@ async def test_no_claim_is_lost_while_the_other_transaction_is_open(
 async def test_concurrent_rotations_of_contacts_do_not_deadlock(
     clients: list[Client], service: Service, shop: Shop, count: int
 ) -> None:
-    before = await deadlocks(service)
+    before = await count_deadlocks(service)
     for round_number in range(8):
         names = [f"b-{round_number}-{index}" for index in range(count)]
         numbers, addresses = [mobile() for _ in names], [email() for _ in names]
@@ -530,13 +517,13 @@ async def test_concurrent_rotations_of_contacts_do_not_deadlock(
             expected = (numbers[(index + 1) % count], addresses[index - 1])
             assert await of_buyer(clients[0], shop, name) == expected
     assert await needless_claims(service, shop) == []
-    assert await deadlocks(service) == before
+    assert await count_deadlocks(service) == before
 
 
 async def test_a_put_and_a_concurrent_claim_of_one_number_do_not_deadlock(
     clients: list[Client], service: Service, shop: Shop
 ) -> None:
-    before = await deadlocks(service)
+    before = await count_deadlocks(service)
     for round_number in range(25):
         name, old, buyer_id = unique("customer"), mobile(), f"b-{round_number}"
         await apply(clients[0], stated(shop, buyer_id, 1, kind=DELETED))
@@ -549,7 +536,7 @@ async def test_a_put_and_a_concurrent_claim_of_one_number_do_not_deadlock(
         errors = {refusal(answer).reason for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
         assert errors <= {"IDENTIFIER_TAKEN"}
     assert await needless_claims(service, shop) == []
-    assert await deadlocks(service) == before
+    assert await count_deadlocks(service) == before
 
 
 async def test_a_contact_with_many_concurrent_claims_reaches_the_last_claimant(

@@ -20,6 +20,7 @@ from pointbook_server.server import Server
 from pointbook_server.webhooks.queries import LOCK_BUYERS_BODIES
 from support.clients import Client
 from support.clocks import NOW_MS, TestClock, at
+from support.connections import fetch_rows
 from support.customers import (
     CREATED,
     DELETED,
@@ -38,7 +39,6 @@ from support.customers import (
     of_buyer,
     outcome,
     redact,
-    rows,
     skipped,
     update,
 )
@@ -553,7 +553,7 @@ async def test_every_kind_of_key_can_be_moved(client: Client, service: Service, 
     alice = await client.customer(shop.merchant_id, "alice")
     assert (alice.mobile, list(alice.card_numbers), len(alice.buyers)) == ("", ["card-2"], 0)
     assert await found(client, shop, mobile=old) == ""
-    audit = await rows(service, "SELECT * FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
+    audit = await fetch_rows(service, "SELECT * FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
     assert {row["kind"] for row in audit} == {
         "MOBILE", "EMAIL", "EXTERNAL_ID", "CARD_NUMBER", "CARD_EXTERNAL_ID", "BUYER", "WECHAT MOBILE",
     }  # fmt: skip
@@ -568,7 +568,7 @@ async def test_audit_rows_cannot_be_changed(client: Client, service: Service, sh
     await redact(client, shop, "alice")
     for query in ("UPDATE customer_audit SET reason = ''", "DELETE FROM customer_audit", "TRUNCATE customer_audit"):
         with pytest.raises(asyncpg.RestrictViolationError):
-            await rows(service, query)
+            await fetch_rows(service, query)
 
 
 async def test_moves_that_are_refused(client: Client, shop: Shop) -> None:
@@ -681,14 +681,14 @@ async def test_a_redaction_leaves_no_personal_data(
     late = await client.customers.ApplyCustomerUpdate(sent)
     assert (outcome(late), late.customer_id) == ("REDACTED", "alice")
     assert await client.customer(shop.merchant_id, "alice") == bare
-    audit = await rows(service, "SELECT reason FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
+    audit = await fetch_rows(service, "SELECT reason FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
     assert [row["reason"] for row in audit] == ["customers/redact" if by_webhook else "requested by letter"]
     for place in ("", shop.merchant_id):
         query = """
             SELECT bytes, (SELECT coalesce(sum(kept_bytes), 0) FROM quarantined_webhooks WHERE merchant_id = $1) AS s
             FROM quarantine_usage WHERE merchant_id = $1
         """
-        [used] = await rows(service, query, place)
+        [used] = await fetch_rows(service, query, place)
         assert used["bytes"] == used["s"]
     newer = await client.customers.ApplyCustomerUpdate(update(shop, mobile=mobile(), updated_at=at(NOW_MS + 1)))
     assert outcome(newer) == "APPLIED"
@@ -715,12 +715,12 @@ async def test_a_redaction_of_an_unknown_buyer_stores_only_a_hash(client: Client
     redaction = update(shop, "unregistered-9", kind=REDACTED)
     redacted = await client.customers.ApplyCustomerUpdate(redaction)
     assert (outcome(redacted), redacted.customer_id) == ("APPLIED", "")
-    stored = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
+    stored = await fetch_rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
     late = await client.customers.ApplyCustomerUpdate(
         update(shop, "unregistered-9", mobile=mobile(), updated_at=at(NOW_MS - 99_000))
     )
     again = await client.customers.ApplyCustomerUpdate(redaction)
-    still = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
+    still = await fetch_rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
 
     assert (outcome(late), outcome(again), stored, still) == ("REDACTED", "DUPLICATE", [], [])
 
@@ -825,7 +825,7 @@ async def test_quarantine_usage_is_right_after_a_concurrent_redaction(
     await first[0]
 
     query = "SELECT u.bytes, q.kept_bytes FROM quarantine_usage u NATURAL JOIN quarantined_webhooks q"
-    [room] = await rows(service, f"{query} WHERE merchant_id = $1", shop.merchant_id)
+    [room] = await fetch_rows(service, f"{query} WHERE merchant_id = $1", shop.merchant_id)
     assert room["bytes"] == room["kept_bytes"]
 
 
@@ -913,7 +913,7 @@ async def test_concurrent_puts_updates_moves_and_redactions_never_deadlock(
     errors = {answer.code().name for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
     assert errors <= {"ALREADY_EXISTS", "NOT_FOUND", "INVALID_ARGUMENT"}
     single = "customer_id, kind FROM customer_identifiers WHERE kind = 'MOBILE' AND source = '' AND merchant_id = $1"
-    assert await rows(service, f"SELECT {single} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
+    assert await fetch_rows(service, f"SELECT {single} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
     in_store = "customer_id, store_id FROM customer_buyers WHERE customer_id IS NOT NULL AND merchant_id = $1"
-    assert await rows(service, f"SELECT {in_store} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
+    assert await fetch_rows(service, f"SELECT {in_store} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
     assert await needless_claims(service, shop) == []

@@ -7,6 +7,7 @@ from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
 from support.clients import Client
 from support.clocks import NOW_MS, at
+from support.connections import superuser
 from support.points import (
     APPLIED,
     DUPLICATE,
@@ -19,7 +20,6 @@ from support.points import (
     entries,
     event_ids,
     increase,
-    superuser,
 )
 from support.refusals import refused
 from support.servers import Service

@@ -12,7 +12,8 @@ from pointbook.v1 import points_pb2
 from pointbook_server.db.tables import points_entries
 from support.clients import Client
 from support.clocks import NOW_MS, at
-from support.points import DECREASE, INCREASE, START_MS, decrease, entries, event_ids, increase, list_request, superuser
+from support.connections import superuser
+from support.points import DECREASE, INCREASE, START_MS, decrease, entries, event_ids, increase, list_request
 from support.refusals import refused
 from support.servers import Service
 from support.shops import Shop

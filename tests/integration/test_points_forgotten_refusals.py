@@ -8,8 +8,9 @@ import pytest
 
 from pointbook.v1 import points_pb2
 from support.clients import Client
+from support.connections import superuser
 from support.ledger import check_ledger
-from support.points import count_rows, decrease, event_ids, increase, outcomes_of, send, superuser
+from support.points import count_rows, decrease, event_ids, increase, outcomes_of, send
 from support.servers import Service
 from support.shops import Shop
 

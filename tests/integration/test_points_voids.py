@@ -7,6 +7,7 @@ import pytest
 from pointbook.v1 import points_pb2
 from support.clients import Client
 from support.clocks import NOW_MS, at
+from support.connections import superuser
 from support.ledger import check_ledger
 from support.points import (
     DUPLICATE,
@@ -18,7 +19,6 @@ from support.points import (
     increase,
     outcomes_of,
     send,
-    superuser,
     unvoid,
     void,
 )

@@ -24,8 +24,8 @@ from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.rpc import pagination
 from support.clients import Client
 from support.clocks import NOW_MS, at
-from support.points import superuser
-from support.refusals import Refusal, refused
+from support.connections import superuser
+from support.refusals import refused, wrong_fields
 from support.servers import Service
 from support.shops import Shop
 from support.tokens import make_token
@@ -119,12 +119,6 @@ async def get_store(client: Client, merchant_id: str, store_id: str) -> programs
     request = programs_pb2.GetStoreRequest(merchant_id=merchant_id, store_id=store_id)
     answer: programs_pb2.GetStoreResponse = await client.programs.GetStore(request)
     return answer
-
-
-def wrong_fields(found: Refusal) -> set[str]:
-    """Return the fields that a refusal names."""
-    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-    return set(found.fields)
 
 
 async def test_put_and_get_return_the_same_store_and_etag(client: Client) -> None:

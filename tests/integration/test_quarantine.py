@@ -4,8 +4,6 @@ import asyncio
 import base64
 import json
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -18,11 +16,10 @@ from pointbook.v1 import customers_pb2, points_pb2, webhooks_pb2
 from pointbook_server.access.model import Scope
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.servicer import PointsServicer
-from pointbook_server.server import Server
 from support.clients import Client
-from support.clocks import NOW_MS, TestClock, at
+from support.clocks import NOW_MS, at
 from support.refusals import Refusal, refused
-from support.servers import QUARANTINE_KEY, Service, server_settings
+from support.servers import QUARANTINE_KEY, Service, running_server
 from support.shops import Shop
 from support.tokens import make_token
 from support.unique_names import unique
@@ -106,19 +103,6 @@ async def drop(client: Client, merchant_id: str, quarantine_id: str, reason: str
         merchant_id=merchant_id, quarantine_id=quarantine_id, reason=reason
     )
     await client.webhooks.DropQuarantinedWebhook(request)
-
-
-@asynccontextmanager
-async def run_server(service: Service, token: str, **changes: Any) -> AsyncIterator[Client]:
-    """Run another server on the same database, with other settings."""
-    server = Server(server_settings(**changes), service.database_url, senders={}, clock=TestClock())
-    await server.start()
-    client = Client(server.port, token)
-    try:
-        yield client
-    finally:
-        await client.close()
-        await server.stop()
 
 
 async def read_row(service: Service, merchant_id: str) -> Any:
@@ -313,9 +297,12 @@ async def test_token_for_some_merchants_does_not_use_the_shared_quarantine(
     }
     mine = await quarantine(client, merchant, body=body, topic=CUSTOMERS)
     full = await count_webhooks(service, "")
-    async with run_server(service, admin_token, quarantine_shared_webhooks_max=full) as shim:
+    async with running_server(service.database_url, admin_token, quarantine_shared_webhooks_max=full) as (_, shim):
         assert (await refused(shim.webhooks.QuarantineWebhook(webhook(merchant)))).reason == "QUEUE_FULL"
-    async with run_server(service, tokens[other_merchant], quarantine_shared_webhooks_max=full) as limited:
+    async with running_server(service.database_url, tokens[other_merchant], quarantine_shared_webhooks_max=full) as (
+        _,
+        limited,
+    ):
         answers = [await limited.webhooks.QuarantineWebhook(webhook(other_merchant, body=body)) for _ in range(2)]
     assert [answer.already_quarantined for answer in answers] == [False, True]
     assert mine not in {answer.quarantine_id for answer in answers}
@@ -347,7 +334,7 @@ async def test_webhooks_of_an_earlier_release_stay_usable(client: Client, servic
 async def test_concurrent_repetitions_are_stored_once(
     service: Service, admin_token: str, shop: Shop, topic: str
 ) -> None:
-    async with run_server(service, admin_token) as other:
+    async with running_server(service.database_url, admin_token) as (_, other):
         for body in (owned_body(shop, topic), b"no JSON of " + shop.store_id.encode() + topic.encode()):
             answers = await asyncio.gather(
                 *(
@@ -365,7 +352,7 @@ async def test_concurrent_repetitions_are_stored_once(
 async def test_full_quarantine_refuses_new_webhooks(service: Service, admin_token: str, shop: Shop) -> None:
     """It still counts repetitions, and a drop makes space."""
     merchant = shop.merchant_id
-    async with run_server(service, admin_token, quarantine_webhooks_max=5) as client:
+    async with running_server(service.database_url, admin_token, quarantine_webhooks_max=5) as (_, client):
         with structlog.testing.capture_logs() as logs:
             answers = await asyncio.gather(
                 *(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned_body(shop, n))) for n in range(20)),
@@ -393,7 +380,7 @@ async def test_full_quarantine_refuses_new_webhooks(service: Service, admin_toke
 async def test_bytes_of_a_quarantine_are_bounded(service: Service, admin_token: str, shop: Shop) -> None:
     merchant, other = shop.merchant_id, Shop(unique("merchant"), unique("store"))
     await service.client.put_store(other.merchant_id, other.store_id)
-    async with run_server(service, admin_token, quarantine_bytes_max=100_000) as client:
+    async with running_server(service.database_url, admin_token, quarantine_bytes_max=100_000) as (_, client):
         first = await quarantine(client, merchant, body=owned_body(shop, "a", 60_000))
         found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned_body(shop, "b", 60_000))))
         await quarantine(client, other.merchant_id, body=owned_body(other, "b", 60_000))
@@ -419,7 +406,7 @@ async def test_merchants_without_stores_use_half_of_the_shared_quarantine(
     service: Service, admin_token: str, shop: Shop
 ) -> None:
     most = 2 * (await count_webhooks(service, "") + 3)
-    async with run_server(service, admin_token, quarantine_shared_webhooks_max=most) as client:
+    async with running_server(service.database_url, admin_token, quarantine_shared_webhooks_max=most) as (_, client):
         bodies = [f"{n} of {shop.store_id}".encode() for n in range(10)]
         answers = await asyncio.gather(
             *(client.webhooks.QuarantineWebhook(webhook(unique("m"), body=body)) for body in bodies),
@@ -435,13 +422,13 @@ async def test_all_quarantines_together_are_bounded(service: Service, admin_toke
     other = Shop(unique("merchant"), unique("store"))
     await service.client.put_store(other.merchant_id, other.store_id)
     held = await count_webhooks(service)
-    settings = {"quarantine_total_webhooks_max": held + 4} if bound == "webhooks" else {}
+    settings: dict[str, Any] = {"quarantine_total_webhooks_max": held + 4} if bound == "webhooks" else {}
     if bound == "bytes":
         connection = await asyncpg.connect(service.database_url)
         used = await connection.fetchval("SELECT coalesce(sum(bytes), 0)::int FROM quarantine_usage")
         await connection.close()
         settings = {"quarantine_total_bytes_max": used + 4 * 10_500}
-    async with run_server(service, admin_token, **settings) as client:
+    async with running_server(service.database_url, admin_token, **settings) as (_, client):
         calls = [
             webhook(each.merchant_id, body=owned_body(each, f"{bound} {n}", 10_000))
             for n in range(8)
@@ -462,7 +449,7 @@ async def test_all_quarantines_together_are_bounded(service: Service, admin_toke
 async def test_copies_of_the_webhook_in_the_last_space_are_repetitions(
     service: Service, admin_token: str, shop: Shop
 ) -> None:
-    async with run_server(service, admin_token, quarantine_webhooks_max=1) as client:
+    async with running_server(service.database_url, admin_token, quarantine_webhooks_max=1) as (_, client):
         answers = await asyncio.gather(
             *(quarantine(client, shop.merchant_id, body=owned_body(shop, "last")) for _ in range(20))
         )
@@ -511,7 +498,7 @@ async def test_old_key_decrypts_and_finds_bodies_after_a_rotation(
     body, fresh_body = customer_body(), customer_body()
     first = await quarantine(service.client, merchant, topic=CUSTOMERS, body=body)
     keys = {"q2": SecretStr(OTHER_KEY), "q1": SecretStr(QUARANTINE_KEY)}
-    async with run_server(service, admin_token, quarantine_keys=keys) as client:
+    async with running_server(service.database_url, admin_token, quarantine_keys=keys) as (_, client):
         again = await client.webhooks.QuarantineWebhook(webhook(merchant, topic=CUSTOMERS, body=body))
         other = unique("merchant")
         fresh = await quarantine(client, other, topic=CUSTOMERS, body=fresh_body)
@@ -526,7 +513,7 @@ async def test_old_key_decrypts_and_finds_bodies_after_a_rotation(
 
 
 async def test_customer_webhook_without_a_key_is_refused(service: Service, admin_token: str, merchant: str) -> None:
-    async with run_server(service, admin_token, quarantine_keys={}) as client:
+    async with running_server(service.database_url, admin_token, quarantine_keys={}) as (_, client):
         found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, topic="Customers/create")))
         topicless = webhook(merchant, topic="", reason=TOPIC_MISSING)
         assert (await refused(client.webhooks.QuarantineWebhook(topicless))).reason == "KEY_NOT_CONFIGURED"
@@ -937,7 +924,7 @@ async def test_webhooks_without_a_merchant_need_a_token_for_all_merchants(
 
 async def test_headers_without_a_key_are_stored_as_json(service: Service, admin_token: str, merchant: str) -> None:
     """An operator can read them with SQL alone."""
-    async with run_server(service, admin_token, quarantine_keys={}) as client:
+    async with running_server(service.database_url, admin_token, quarantine_keys={}) as (_, client):
         await quarantine(client, merchant)
         found = await read_row(service, merchant)
 
@@ -948,7 +935,7 @@ async def test_headers_without_a_key_are_stored_as_json(service: Service, admin_
 async def test_body_stored_before_the_first_key_is_not_stored_again(
     service: Service, client: Client, admin_token: str, merchant: str
 ) -> None:
-    async with run_server(service, admin_token, quarantine_keys={}) as other:
+    async with running_server(service.database_url, admin_token, quarantine_keys={}) as (_, other):
         first = await quarantine(other, merchant)
 
     again = await client.webhooks.QuarantineWebhook(webhook(merchant))

@@ -18,7 +18,7 @@ from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.validation_codes.service import ValidationCodes
 from support.clients import Client
 from support.clocks import NOW_MS, at
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import (
     PENDING,
     account_points,

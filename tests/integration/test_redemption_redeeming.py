@@ -13,7 +13,7 @@ from pointbook_common.durations import DAY_MS
 from shopline_shim.signature import sign
 from support.clients import Client
 from support.clocks import NOW_MS, at
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import (
     PENDING,
     REVERSED,

@@ -20,7 +20,8 @@ from pointbook_server.redemption import queries
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
 from support.clients import Client
 from support.clocks import NOW_MS, at
-from support.points import entries, superuser, unvoid, void
+from support.connections import superuser
+from support.points import entries, unvoid, void
 from support.redemption import (
     PENDING,
     SETTLED,

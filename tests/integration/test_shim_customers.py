@@ -5,7 +5,6 @@ Source: docs/reference/shopline-webhooks.md#customer-webhooks
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from itertools import permutations
 from typing import Any
 
@@ -41,13 +40,6 @@ async def get_customer(sender: WebhookSender, shop: Shop, buyer_id: str = "17") 
         merchant_id=shop.merchant_id, customer=identity_pb2.CustomerRef(buyer=buyer)
     )
     return (await sender.client.customers.GetCustomer(request)).customer
-
-
-@pytest.fixture(scope="module")
-async def sender(service: Service, admin_token: str) -> AsyncIterator[WebhookSender]:
-    """A sender to a shim with a token for all merchants."""
-    async with webhook_sender(service.server.port, admin_token, service.client) as sender:
-        yield sender
 
 
 def body(**changes: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Source: docs/reference/validation-codes.md#missed-calls
 """
 
 import asyncio
-import base64
 import contextlib
 import json
 import random
@@ -27,6 +26,7 @@ from support.clocks import NOW_MS
 from support.codes import issue_code
 from support.database_proxy import proxied
 from support.fake_servers import assert_problem
+from support.http_clients import basic_authorization
 from support.json_logs import json_logs
 from support.redemption import PENDING, earn, redeem, redeem_request, validate_request
 from support.refusals import refused
@@ -227,17 +227,12 @@ async def test_repeated_callback_counts_once_and_not_for_a_later_challenge(
     assert await violation_codes(client, shop, second) == []
 
 
-def basic(user: str, password: str) -> str:
-    """Return the Authorization header for the user and password of a URL."""
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-
-
 @pytest.mark.parametrize(
     "headers",
     [
         BEARER,
         {"Authorization": "bearer next-secret"},
-        {"Authorization": basic("provider", "call-secret")},
+        {"Authorization": basic_authorization("provider", "call-secret")},
         {"X-Pointbook-Secret": "next-secret"},
     ],
     ids=str,
@@ -265,7 +260,7 @@ async def test_password_in_the_url_is_accepted(http: httpx.AsyncClient, shop: Sh
         {"Authorization": "Bearer call-secre"},
         {"Authorization": "Bearer call-secret,next-secret"},
         {"Authorization": "call-secret"},
-        {"Authorization": basic("call-secret", "")},
+        {"Authorization": basic_authorization("call-secret", "")},
         {"Authorization": "Basic ###"},
         {"Authorization": b"Bearer \xff"},
         {"X-Pointbook-Secret": "app-secret"},

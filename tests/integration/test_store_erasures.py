@@ -1,8 +1,6 @@
 """Requests to erase stores, and the erasure of a store's customers."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -14,18 +12,16 @@ from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import Scope
 from pointbook_server.programs import servicer as servicer_module
 from pointbook_server.programs.erasures import transactions as erasures_module
-from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from support.clients import Client
 from support.clocks import NOW_MS, TestClock, at
 from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code
+from support.connections import superuser
 from support.customers import email, mobile
 from support.json_logs import json_logs
-from support.outbox import Outbox
-from support.points import superuser
 from support.redemption import earn
 from support.refusals import refused
-from support.servers import Service, server_settings
+from support.servers import Service, running_server
 from support.shops import Shop
 from support.store_erasures import REASON, REQUEST_MS, erase, listed, outcome, request_erasure
 from support.tokens import make_token
@@ -89,22 +85,6 @@ async def audit(service: Service, shop: Shop) -> list[tuple[str, str, str]]:
     query = "SELECT action, customer_id, reason FROM customer_audit WHERE merchant_id = $1 ORDER BY action, customer_id"
     async with superuser(service) as connection:
         return [tuple(row) for row in await connection.fetch(query, shop.merchant_id)]
-
-
-@asynccontextmanager
-async def another_server(
-    service: Service, token: str, clock: TestClock | None = None, **changes: Any
-) -> AsyncIterator[tuple[Server, Client]]:
-    """Run another server on the same database, with other settings."""
-    senders = {Channel.SMS: Outbox(), Channel.EMAIL: Outbox()}
-    server = Server(server_settings(**changes), service.database_url, senders=senders, clock=clock or TestClock())
-    await server.start()
-    client = Client(server.port, token)
-    try:
-        yield server, client
-    finally:
-        await client.close()
-        await server.stop()
 
 
 def gauges(server: Server) -> dict[str, float]:
@@ -396,7 +376,7 @@ async def test_a_large_store_is_erased_part_by_part(
     await request_erasure(client, shop)
     first = await erase(client, shop)
     [half] = await listed(client, shop.merchant_id)
-    async with another_server(service, admin_token) as (_, other):
+    async with running_server(service.database_url, admin_token) as (_, other):
         second = await erase(other, shop)
     third = await erase(client, shop)
 
@@ -416,7 +396,7 @@ async def test_concurrent_erasures_redact_each_customer_once(
     for number in range(20):
         await send(client, shop, f"b-{number:02}", mobile=mobile())
     await request_erasure(client, shop)
-    async with another_server(service, admin_token) as (_, other):
+    async with running_server(service.database_url, admin_token) as (_, other):
         await asyncio.gather(
             *(erase(each, shop) for each in (client, other) for _ in range(3)),
             *(send(client, shop, f"b-{number:02}", mobile=mobile()) for number in range(20)),
@@ -503,7 +483,7 @@ async def test_many_quarantined_bodies_are_erased_part_by_part(
 
 async def test_without_a_code_key_nothing_is_erased(service: Service, admin_token: str, shop: Shop) -> None:
     """The request is still recorded."""
-    async with another_server(service, admin_token, code_keys={}) as (_, client):
+    async with running_server(service.database_url, admin_token, code_keys={}) as (_, client):
         assert (await refused(erase(client, shop))).reason == "KEY_NOT_CONFIGURED"
         await send(client, shop, mobile=mobile())
         assert outcome(await request_erasure(client, shop)) == "REQUESTED"
@@ -567,7 +547,7 @@ async def test_metrics_and_the_log_show_open_and_overdue_requests(
     await erase_all_open(service.client)
     await request_erasure(service.client, shop)
     clock = TestClock()
-    async with another_server(service, admin_token, clock) as (server, client):
+    async with running_server(service.database_url, admin_token, clock=clock) as (server, client):
         await until(lambda: gauges(server) == {"open": 1, "overdue": 0})
         other = await another_store(client, shop)
         await request_erasure(client, other)

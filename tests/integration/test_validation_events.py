@@ -13,7 +13,7 @@ from pointbook_server.access.rules import split_bearer
 from support.clients import Client
 from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
 from support.refusals import refused
 from support.servers import Service

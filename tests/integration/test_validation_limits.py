@@ -15,7 +15,7 @@ from pointbook_server.validation_codes import rate_limits
 from support.clients import Client
 from support.clocks import NOW_MS
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code, read_audit
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import customer_ref, earn, validate_request
 from support.refusals import refused
 from support.servers import Service, server_settings

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -60,14 +59,6 @@ class Report:
             row, colon, column = mismatch.name.rpartition(": ")
             columns.add(f"{row.split()[0]} {column}" if colon else mismatch.name)
         return columns
-
-
-@pytest.fixture
-async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool as the command uses it."""
-    pool = Database(service.database_url, pool_size=1)
-    yield pool
-    await pool.dispose()
 
 
 async def verify(database: Database, shop: Shop) -> Report:

@@ -1,9 +1,8 @@
 """Decreases and redemptions count once, in any order and with repetitions."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -26,14 +25,6 @@ LEAD_MS = 600_000
 STEP_MS = 10_000
 """How much time passes between two things at most: all of them happen inside the lead."""
 SIZES = st.lists(st.sampled_from([10, 10, 20, 30]), min_size=1, max_size=5)
-
-
-@pytest.fixture(scope="module")
-async def database(service: Service) -> AsyncIterator[Database]:
-    """Open a second database pool."""
-    pool = Database(service.database_url, pool_size=1)
-    yield pool
-    await pool.dispose()
 
 
 async def create_shop(service: Service, points: int, leftovers: Sequence[int]) -> Shop:

@@ -12,15 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointbook.v1 import customers_pb2, identity_pb2
-from pointbook_server.programs.model import Channel
-from pointbook_server.server import Server
 from support.clients import Client
-from support.clocks import NOW_MS, TestClock, at
+from support.clocks import NOW_MS, at
 from support.customers import found, needless_claims, of_buyer
 from support.examples import examples
-from support.outbox import Outbox
 from support.refusals import refused
-from support.servers import Service, server_settings
+from support.servers import Service, running_server
 from support.shops import Shop
 from support.unique_names import unique
 
@@ -258,12 +255,8 @@ rivalries = st.lists(
 @pytest.fixture(scope="module")
 async def clients(service: Service, admin_token: str) -> AsyncIterator[list[Client]]:
     """Clients of two servers on one database."""
-    server = Server(server_settings(), service.database_url, senders={Channel.SMS: Outbox()}, clock=TestClock())
-    await server.start()
-    second = Client(server.port, admin_token)
-    yield [service.client, second]
-    await second.close()
-    await server.stop()
+    async with running_server(service.database_url, admin_token) as (_, second):
+        yield [service.client, second]
 
 
 Named = dict[str, tuple[str, str]]

@@ -2,12 +2,11 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -227,14 +226,6 @@ steps = st.one_of(
     step(Story.wait, st.sampled_from([1, 4_000, 30_000, WINDOW_MS])),
     step(Story.release_overdue),
 )
-
-
-@pytest.fixture(scope="module")
-async def database(service: Service) -> AsyncIterator[Database]:
-    """Open a second database pool."""
-    pool = Database(service.database_url, pool_size=2)
-    yield pool
-    await pool.dispose()
 
 
 async def start_story(service: Service) -> Story:

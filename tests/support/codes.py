@@ -4,7 +4,7 @@ from typing import Any
 
 from pointbook.v1 import redemption_pb2
 from support.clients import Client
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import customer_ref, validate_request
 from support.servers import Service
 from support.shops import Shop

@@ -3,12 +3,12 @@
 import itertools
 from typing import Any
 
-import asyncpg
 import grpc
 
 from pointbook.v1 import customers_pb2, identity_pb2
 from support.clients import Client
 from support.clocks import NOW_MS, at
+from support.connections import fetch_rows
 from support.servers import Service
 from support.shops import Shop
 from support.unique_names import unique
@@ -105,19 +105,10 @@ async def redact(client: Client, shop: Shop, customer_id: str) -> int:
     return (await client.customers.RedactCustomer(request)).redact_time.ToMilliseconds()
 
 
-async def rows(service: Service, query: str, *values: Any) -> list[Any]:
-    """Run a query on the service's database."""
-    connection = await asyncpg.connect(service.database_url)
-    try:
-        return list(await connection.fetch(query, *values))
-    finally:
-        await connection.close()
-
-
 async def everything(service: Service) -> str:
     """Return every row of every table as text."""
-    tables = await rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    written = [await rows(service, f"SELECT t.*::text AS row FROM {table['tablename']} AS t") for table in tables]  # noqa: S608 - names of our tables
+    tables = await fetch_rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    written = [await fetch_rows(service, f"SELECT t.*::text AS row FROM {table['tablename']} AS t") for table in tables]  # noqa: S608 - names of our tables
     return "\n".join(row["row"] for table in written for row in table)
 
 
@@ -126,7 +117,7 @@ async def needless_claims(service: Service, shop: Shop) -> list[Any]:
 
     No other customer owns their contact, or their customer has such a contact.
     """
-    return await rows(
+    return await fetch_rows(
         service,
         """
         SELECT * FROM customer_claims AS c WHERE merchant_id = $1 AND (

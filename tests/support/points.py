@@ -1,15 +1,12 @@
 """Points updates of one buyer, and direct access to the database."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
-
-import asyncpg
 
 from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
 from support.clients import Client
 from support.clocks import NOW_MS, at
+from support.connections import superuser
 from support.servers import Service
 from support.shops import Shop
 
@@ -60,16 +57,6 @@ async def entries(client: Client, shop: Shop, **changes: Any) -> list[points_pb2
 async def event_ids(client: Client, shop: Shop, **changes: Any) -> list[str]:
     """Return the event_ids of those entries."""
     return [entry.update.event_id for entry in await entries(client, shop, **changes)]
-
-
-@asynccontextmanager
-async def superuser(service: Service) -> AsyncIterator[Any]:
-    """Open a connection with all privileges."""
-    connection = await asyncpg.connect(service.database_url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def count_rows(service: Service, merchant_id: str) -> tuple[int, int]:

@@ -50,3 +50,9 @@ async def refused(call: Any) -> Refusal:
     except grpc.aio.AioRpcError as error:
         return refusal(error)
     raise AssertionError(f"the call succeeded: {response}")
+
+
+def wrong_fields(refusal: Refusal) -> set[str]:
+    """Return the fields of a refusal with the reason INVALID_FIELDS."""
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+    return set(refusal.fields)

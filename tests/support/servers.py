@@ -1,11 +1,16 @@
 """Servers in the process of a test."""
 
 import base64
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from pointbook_server.db.clock_skew import ServerClock
+from pointbook_server.delivery.sender import Sender
+from pointbook_server.programs.model import Channel
 from pointbook_server.rpc import admission
 from pointbook_server.server import Server
 from pointbook_server.settings import ServerSettings
@@ -44,3 +49,27 @@ async def stop_idle(server: Server) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(admission, "QUIET_SECONDS", 0.0)
         await server.stop()
+
+
+@asynccontextmanager
+async def running_server(
+    database_url: str,
+    token: str = "",
+    *,
+    senders: Mapping[Channel, Sender] | None = None,
+    clock: ServerClock | None = None,
+    **settings: Any,
+) -> AsyncIterator[tuple[Server, Client]]:
+    """Run a server during the block, and yield it with a client.
+
+    By default it sends SMS to an outbox of its own, and its clock stands still.
+    """
+    senders = {Channel.SMS: Outbox()} if senders is None else senders
+    server = Server(server_settings(**settings), database_url, senders=senders, clock=clock or TestClock())
+    await server.start()
+    client = Client(server.port, token)
+    try:
+        yield server, client
+    finally:
+        await client.close()
+        await stop_idle(server)
