@@ -25,7 +25,7 @@ from support.clocks import at
 from support.http_clients import http_client
 from support.probes import grpc_health, http_get
 from support.processes import Finished, Running, free_port, one_line, pointbook, running
-from support.retrying_callers import RetryingCallers, check_ledger
+from support.retrying_callers import RetryingCallers, check_acknowledged_events
 from support.shops import Shop
 from support.tokens import make_token
 from support.unique_names import unique
@@ -284,7 +284,7 @@ async def test_sigterm_under_load_stops_cleanly(postgres: EmbeddedPostgres, site
             await callers.wait_for_acknowledged(CALLERS)
             await callers.stop()
         assert set(callers.codes) <= {"OK", "UNAVAILABLE"}
-        await check_ledger(postgres.url(), site.shop, callers)
+        await check_acknowledged_events(postgres.url(), site.shop, callers)
         await client.close()
 
 
@@ -334,7 +334,7 @@ async def test_after_sigkill_under_load_acknowledged_events_count_once(postgres:
         await callers.wait_for_acknowledged(some)
         await callers.stop()
     assert set(callers.codes) <= {"OK", "UNAVAILABLE"}
-    await check_ledger(postgres.url(), site.shop, callers)
+    await check_acknowledged_events(postgres.url(), site.shop, callers)
 
 
 async def test_after_a_database_restart_under_load_events_count_once(postgres: EmbeddedPostgres, site: Site) -> None:
@@ -349,5 +349,5 @@ async def test_after_a_database_restart_under_load_events_count_once(postgres: E
         await callers.wait_for_acknowledged(CALLERS)
         await callers.stop()
         assert set(callers.codes) <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
-        await check_ledger(postgres.url(), site.shop, callers)
+        await check_acknowledged_events(postgres.url(), site.shop, callers)
         await client.close()

@@ -116,7 +116,7 @@ def benefit_of(shop: Shop, **values: Any) -> benefits_pb2.Benefit:
     return benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id="gold:1", **numbers)
 
 
-async def put(client: Client, benefit: benefits_pb2.Benefit) -> benefits_pb2.Benefit:
+async def put_and_get(client: Client, benefit: benefits_pb2.Benefit) -> benefits_pb2.Benefit:
     """Put a benefit, and return it as it is stored."""
     await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))
     request = benefits_pb2.GetBenefitRequest(merchant_id=benefit.merchant_id, benefit_id=benefit.benefit_id)
@@ -151,8 +151,8 @@ async def test_every_enum_value_is_stored_by_number_or_name(client: Client, shop
     context = RELEVANT.get(field, ({},))[0]
     benefit = benefit_of(shop, **{**context, field: name})
 
-    assert await put(client, benefit) == benefit
-    assert await put(client, benefit_of(shop, **context, unrecognized_values={field: name})) == benefit
+    assert await put_and_get(client, benefit) == benefit
+    assert await put_and_get(client, benefit_of(shop, **context, unrecognized_values={field: name})) == benefit
 
 
 @pytest.mark.parametrize(("field", "context"), [(name, each) for name, all_ in RELEVANT.items() for each in all_])
@@ -161,7 +161,7 @@ async def test_every_field_is_stored_where_it_is_relevant(
 ) -> None:
     benefit = benefit_of(shop, **{**ELSEWHERE, **context, field: EVERYTHING[field]})
 
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 def irrelevant_contexts() -> Iterator[Any]:
@@ -188,7 +188,7 @@ async def test_a_field_is_refused_where_it_is_irrelevant(
 
     others = {name: value for name, value in context.items() if name not in violations}
     benefit = benefit_of(shop, **others, irrelevant_values={field: EVERYTHING[field]})
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 @pytest.mark.parametrize("field", sorted(CONDITIONAL))
@@ -215,7 +215,7 @@ async def test_an_unset_context_leaves_rules_open(client: Client, shop: Shop) ->
         specific_product_ids=["p"],
     )
 
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ async def test_an_unlisted_name_leaves_rules_open(client: Client, shop: Shop, na
     values = {field: EVERYTHING[field] for field in fields}
     benefit = benefit_of(shop, **context, **values, unrecognized_values={name: "SOMETHING_NEW"})
 
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 async def test_all_irrelevant_values_are_named_at_once(client: Client, shop: Shop) -> None:
@@ -279,7 +279,7 @@ async def test_every_limit_of_a_field(client: Client, shop: Shop, field: str) ->
     context = RELEVANT[field][0]
     for value in right:
         benefit = benefit_of(shop, **{**context, field: value})
-        assert await put(client, benefit) == benefit
+        assert await put_and_get(client, benefit) == benefit
     for value in wrong:
         violations = await put_wrong_fields(client, benefit_of(shop, **{**context, field: value}))
         assert {path.partition("[")[0] for path in violations} == {field}, value
@@ -313,7 +313,7 @@ async def test_quantities_are_stored_as_written(client: Client, shop: Shop, fiel
     context = {"reward_type": "CASH_VOUCHER", MEASURED_BY[field]: name}
     for text in right:
         benefit = benefit_of(shop, **{**context, field: text})
-        assert await put(client, benefit) == benefit
+        assert await put_and_get(client, benefit) == benefit
     for text in wrong:
         assert list(await put_wrong_fields(client, benefit_of(shop, **{**context, field: text}))) == [field], text
 
@@ -368,10 +368,10 @@ async def test_any_other_irrelevant_value_is_stored(client: Client, shop: Shop) 
     set_aside = {"days_before": "\uff13 days\n\\u0000", "fixed_date": {"a": [1.5, None, True]}, "benefits_name": None}
     benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=set_aside)
 
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 async def test_a_level_is_stored_without_its_prefix(client: Client, shop: Shop) -> None:
-    stored = await put(client, benefit_of(shop, level_code="gid://shopline/Membership/" + "M" * 128))
+    stored = await put_and_get(client, benefit_of(shop, level_code="gid://shopline/Membership/" + "M" * 128))
 
     assert stored.level_code == "M" * 128

@@ -19,7 +19,7 @@ from support.redemption import PENDING, get_redemption, redeem, redeem_request
 from support.refusals import refused
 from support.servers import running_server
 from support.shops import Shop
-from support.store_erasures import erase, outcome, request_erasure
+from support.store_erasures import erase_store, erasure_outcome, request_erasure
 from support.unique_names import unique
 from support.waiting import until
 
@@ -154,8 +154,8 @@ async def test_erasure_starts_at_the_databases_time(database_url: str, admin_tok
     async with running_server(database_url, admin_token, clock=ShiftedClock(10_000)) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))
         await client.put_store(shop.merchant_id, shop.store_id)
-        erased = await erase(client, shop)
+        erased = await erase_store(client, shop)
         assert erased.erasure.HasField("close_time")
         later = await request_erasure(client, shop, request_time=at(SystemClock()() + 1_000))
 
-    assert outcome(later) == "REQUESTED"
+    assert erasure_outcome(later) == "REQUESTED"

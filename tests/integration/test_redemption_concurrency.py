@@ -17,7 +17,7 @@ from support.clients import Client
 from support.clocks import NOW_MS, at
 from support.connections import count_deadlocks, superuser
 from support.ledger import check_ledger
-from support.points import ORDERS, send
+from support.points import ORDERS, apply_batch
 from support.redemption import (
     SETTLED,
     UNSETTLED,
@@ -147,7 +147,7 @@ async def test_bookings_settle_redemptions_in_any_order(client: Client, shop: Sh
             booking(shop, 40, 932, 4_000, buyer_id=buyer_id),
         ]
         if together:
-            await send(client, *(updates[place] for place in arrivals))
+            await apply_batch(client, *(updates[place] for place in arrivals))
         else:
             for place in arrivals:
                 await client.apply(updates[place])
@@ -170,7 +170,7 @@ async def test_refused_booking_without_balance_settles_nothing(client: Client, s
     )
     update = booking(shop, 50, 0, buyer_id="ada")
     update.ClearField("points_balance")
-    (result,) = await send(client, update)
+    (result,) = await apply_batch(client, update)
 
     assert result.error.reason == "INSUFFICIENT_POINTS"
     assert not (await get_redemption(client, redemption)).reversed_points

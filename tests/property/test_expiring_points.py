@@ -145,7 +145,9 @@ def expiries(row: Account, account_lots: Sequence[Lot], now_ms: int) -> Counter[
     return Counter([*expired, *unexpired[held:]])
 
 
-async def pages(ledger: LedgerTransactions, merchant_id: str, window: ExpiryWindow, size: int) -> list[ExpiringPoints]:
+async def list_pages(
+    ledger: LedgerTransactions, merchant_id: str, window: ExpiryWindow, size: int
+) -> list[ExpiringPoints]:
     """Return the items of all pages, and check that none has too many."""
     found: list[ExpiringPoints] = []
     after: ExpiringPosition | None = None
@@ -199,7 +201,7 @@ async def test_all_pages_together_are_the_expiring_points_of_the_fold(
                 for at_ms, points in expiries(row, account_lots, now_ms).items()
                 if window.start_ms <= at_ms < window.end_ms and key.store_id in window.store_ids
             )
-            assert await pages(ledger, merchant_id, window, data.draw(st.integers(1, 4))) == expected
+            assert await list_pages(ledger, merchant_id, window, data.draw(st.integers(1, 4))) == expected
 
         for key, (row, account_lots) in folded.items():
             left = expiries(row, account_lots, now_ms)

@@ -74,7 +74,7 @@ class RetryingCallers:
             self.acknowledged[request.update.event_id] = request.update.buyer_id
 
 
-async def check_ledger(database_url: str, shop: Shop, callers: RetryingCallers) -> None:
+async def check_acknowledged_events(database_url: str, shop: Shop, callers: RetryingCallers) -> None:
     """Check that acknowledged events are stored once, and that balances add up."""
     connection = await asyncpg.connect(database_url)
     entries = await connection.fetch(
