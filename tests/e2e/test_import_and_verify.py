@@ -223,7 +223,7 @@ async def test_a_full_disk_is_reported_in_one_line(site: Site) -> None:
     file = write(site, HEADER + rows(60_000))
     line = f"ulimit -f 2000; exec {POINTBOOK} import {file} {' '.join(site.options)}"
 
-    message = one_line(await finish("bash", "-c", line, environment=clean_environment(site.settings)))
+    message = one_line(await finish("bash", "-c", line, environment=clean_environment(site.settings), seconds=300.0))
 
     assert "cannot be sorted on disk" in message
     assert "TMPDIR" in message

@@ -452,7 +452,7 @@ def test_check_is_delayed_less_than_a_probe_timeout() -> None:
 
 async def test_connection_limit_does_not_block_the_health_address(database_url: str) -> None:
     health_address = f"127.0.0.1:{free_port()}"
-    settings = {"connections_max": 5, "health_address": health_address}
+    settings: dict[str, Any] = {"connections_max": 5, "health_address": health_address}
     async with running_server(database_url, **settings) as (server, _), http2(address_of(server), 5) as connections:
         for connection in connections:
             await until(has_ended(connection, await connection.call(HEALTH_CHECK)))

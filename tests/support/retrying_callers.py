@@ -42,7 +42,7 @@ class RetryingCallers:
         await asyncio.gather(*self._tasks)
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
-    async def wait_for_acknowledged(self, more: int, seconds: float = 30.0) -> None:
+    async def wait_for_acknowledged(self, more: int, seconds: float = 60.0) -> None:
         """Wait until `more` further calls were acknowledged."""
         goal = len(self.acknowledged) + more
 
