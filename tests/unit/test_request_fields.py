@@ -44,7 +44,7 @@ def test_a_blank_reason_is_refused_unless_allowed() -> None:
     fields.reason("b", "", may_be_blank=True)
 
     assert fields.reason("c", " ", may_be_blank=True) == " "
-    assert wrong_fields(fields) == {"a": "is required", "b": "is required"}
+    assert collected_violations(fields) == {"a": "is required", "b": "is required"}
 
 
 @pytest.mark.parametrize("value", ["x", "!", "~", "x" * 64])
