@@ -1,4 +1,4 @@
-"""What the tests share: one PostgreSQL a run, one migrated database and one server a file, one shop a test."""
+"""Fixtures: a PostgreSQL per process, a database and a server per file, a shop per test."""
 
 from collections.abc import AsyncIterator, Callable, Generator
 
@@ -6,26 +6,33 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from pointbook_server import maintenance
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.db.database import Database
 from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import TestClock
 from support.embedded_database import Cluster
 from support.examples import QUICK
 from support.forked import FORKS
-from support.harness import Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
 from support.leaks import find_leaks
-from support.servers import stop_idle
+from support.outbox import Outbox
+from support.servers import Service, server_settings, stop_idle
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 TEMPLATE = "pointbook_template"
 FIGURE = "figure"
 LOGS: pytest.StashKey[dict[str, list[str]]] = pytest.StashKey()
-"""What was logged and printed while the tests of each file ran."""
+"""The logs and the output of each file's tests."""
 
-# `--hypothesis-profile` comes after this.
+# The option `--hypothesis-profile` replaces this profile.
 settings.load_profile(QUICK)
 
-# As in production, no traceback shows locals.
+# Tracebacks without local variables, as in production.
 structlog.configure(
     processors=[
         *structlog.get_config()["processors"][:-1],
@@ -38,7 +45,7 @@ structlog.configure(
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep what a test has logged and printed."""
+    """Store the logs and the output of each test."""
     report = yield
     logs = item.config.stash.setdefault(LOGS, {}).setdefault(str(item.path), [])
     logs += [text for _, text in report.sections]
@@ -46,7 +53,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the figures that tests have measured, each beside its goal."""
+    """Print the figures that tests measured, with their goals."""
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
     rows = [figure for report in reports for name, figure in report.user_properties if name == FIGURE]
     if rows:
@@ -56,23 +63,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """End the server of forks."""
+    """Stop the fork server."""
     FORKS.stop()
 
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str, float | str, str], None]:
-    """Keep a figure, with the goal that it is held to, for the table at the end of the run."""
+    """Record a figure with its goal for the table at the end of the run."""
 
-    def keep(what: str, value: float | str, goal: str) -> None:
+    def record(what: str, value: float | str, goal: str) -> None:
         record_property(FIGURE, (what, value if isinstance(value, str) else f"{value:,.1f}", goal))
 
-    return keep
+    return record
 
 
 @pytest.fixture(scope="session")
 async def cluster() -> AsyncIterator[Cluster]:
-    """One PostgreSQL for this process of the test run."""
+    """A PostgreSQL for this process of the test run."""
     running = Cluster()
     await running.start()
     yield running
@@ -91,8 +98,16 @@ async def database_url(cluster: Cluster) -> str:
 
 
 @pytest.fixture(scope="module")
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A pool of connections to the file's database, separate from the server's."""
+    pool = Database(database_url, pool_size=4)
+    yield pool
+    await pool.dispose()
+
+
+@pytest.fixture(scope="module")
 async def admin_token(database_url: str) -> str:
-    """A token for every merchant and every scope."""
+    """A token with all scopes for all merchants."""
     return await make_token(database_url, [ALL_MERCHANTS], list(Scope))
 
 
@@ -100,30 +115,33 @@ async def admin_token(database_url: str) -> str:
 async def service(
     request: pytest.FixtureRequest, cluster: Cluster, database_url: str, admin_token: str
 ) -> AsyncIterator[Service]:
-    """A server as it runs in production, but for its clock and its senders.
+    """A server as in production, except for its clock and its senders.
 
-    At the end neither its database nor any log, the database's own included, has a code or a contact in it.
+    At the end, no code and no contact may be in its database, its logs or the database's log.
     """
     clock, outbox = TestClock(), Outbox()
     server = Server(server_settings(), database_url, senders={Channel.SMS: outbox, Channel.EMAIL: outbox}, clock=clock)
-    await server.start()
-    client = Client(server.port, admin_token)
-    yield Service(server, client, clock, outbox, database_url)
-    await client.close()
-    await stop_idle(server)
+    with pytest.MonkeyPatch.context() as patch:
+        # Tests run the jobs of maintenance themselves, so that none runs at a random time.
+        patch.setattr(maintenance, "INTERVAL_SECONDS", 1_000_000.0)
+        await server.start()
+        client = Client(server.port, admin_token)
+        yield Service(server, client, clock, outbox, database_url)
+        await client.close()
+        await stop_idle(server)
     logs = request.config.stash.get(LOGS, {}).get(str(request.path), [])
     assert not await find_leaks(database_url, outbox.messages, "\n".join([*logs, cluster.log]))
 
 
 @pytest.fixture
 def client(service: Service) -> Client:
-    """A client whose token may do everything."""
+    """A client whose token has all scopes for all merchants."""
     return service.client
 
 
 @pytest.fixture
 async def shop(client: Client) -> Shop:
-    """A merchant with a registered store, for one test alone."""
+    """A merchant with a registered store, for one test."""
     own = Shop(unique("merchant"), unique("store"))
     await client.put_store(own.merchant_id, own.store_id)
     return own

@@ -8,7 +8,7 @@ import pytest
 
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings, split_address
-from support.harness import Service
+from support.servers import Service
 
 
 @pytest.fixture(scope="session", autouse=True)

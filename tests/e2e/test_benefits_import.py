@@ -8,12 +8,17 @@ import pytest
 
 from pointbook.v1 import benefits_pb2
 from pointbook_server.access.model import Scope
-from support.benefits import answer, exported, info, privilege
-from support.harness import Client, Service, Shop, make_token
+from support.benefits import benefits_info, export_benefits, level_response, shopline_privilege
+from support.clients import Client
 from support.processes import POINTBOOK, Finished, clean_environment, finish, one_line, pointbook, running
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
 
-POINTS = info(rewardType="POINTS", benefitsDetails="1000", benefitsStatus="ACTIVE", usageLimitsType="UNLIMITED")
-BIRTHDAY = info(
+POINTS = benefits_info(
+    rewardType="POINTS", benefitsDetails="1000", benefitsStatus="ACTIVE", usageLimitsType="UNLIMITED"
+)
+BIRTHDAY = benefits_info(
     rewardType="PERCENTAGE_DISCOUNT",
     benefitsDetails="15",
     benefitsStatus="ACTIVE",
@@ -27,13 +32,15 @@ BIRTHDAY = info(
     usageLimitsType="LIMITS",
     usageLimitsTimes=1,
 )
-SHIPPING = info(rewardType="FREE_SHIPPING", benefitsDetails="0", benefitsStatus="INACTIVE", periodicallyMonths="3")
+SHIPPING = benefits_info(
+    rewardType="FREE_SHIPPING", benefitsDetails="0", benefitsStatus="INACTIVE", periodicallyMonths="3"
+)
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A file with three benefits."""
-    return write(tmp_path, answer(POINTS, BIRTHDAY, SHIPPING))
+    return write(tmp_path, level_response(POINTS, BIRTHDAY, SHIPPING))
 
 
 def write(folder: Path, content: Any, name: str = "gold.json") -> Path:
@@ -49,7 +56,7 @@ async def run(file: Path | str, shop: Shop, settings: dict[str, str], *options: 
     return await pointbook(*arguments, **settings)
 
 
-async def listed(client: Client, shop: Shop) -> list[benefits_pb2.Benefit]:
+async def list_benefits(client: Client, shop: Shop) -> list[benefits_pb2.Benefit]:
     """Return a merchant's benefits."""
     request = benefits_pb2.ListBenefitsRequest(merchant_id=shop.merchant_id, page_size=1_000)
     return list((await client.benefits.ListBenefits(request)).benefits)
@@ -67,7 +74,7 @@ async def test_a_file_is_imported_once(client: Client, shop: Shop, settings: dic
         "    set aside: periodicallyMonths, which is only relevant when benefits_issurance_type = PERIODICALLY",
         "3 benefits: 3 created, 0 changed, 0 unchanged, 0 refused; 0 vanished.",
     ]
-    stored = await listed(client, shop)
+    stored = await list_benefits(client, shop)
     points, birthday, shipping = stored
     assert (points.benefit_id, points.level_code, points.benefits_details) == ("MLC7:1", "MLC7", "1000")
     assert points.membership_type == benefits_pb2.MEMBERSHIP_TYPE_LEVEL
@@ -75,12 +82,12 @@ async def test_a_file_is_imported_once(client: Client, shop: Shop, settings: dic
     assert birthday.unrecognized_values == {"products_applicable_type": "ALL_PRODUCTS"}
     assert dict(shipping.irrelevant_values) == {"periodically_months": "3"}
 
-    again = write(file.parent, exported(stored), "exported.json")
+    again = write(file.parent, export_benefits(stored), "exported.json")
     for same, options in ((file, ()), (again, ()), (again, ("--membership-type", "LEVEL", "--prune"))):
         second = await run(same, shop, settings, *options)
         assert second.exit_code == 0, second
         assert "3 benefits: 0 created, 0 changed, 3 unchanged, 0 refused; 0 " in second.out
-    assert await listed(client, shop) == stored
+    assert await list_benefits(client, shop) == stored
 
 
 async def test_changed_fields_and_vanished_benefits_are_printed(
@@ -89,7 +96,7 @@ async def test_changed_fields_and_vanished_benefits_are_printed(
     await run(file, shop, settings)
     changed = {**BIRTHDAY, "benefitsDetails": 20, "daysBefore": None, "productsApplicableType": "SPECIFIC_CATEGORY"}
     changed |= {"specificCategoryList": ["tea", "cups"], "benefitsIcon": "\u001b[2J" + "x" * 100}
-    other = write(tmp_path, answer(POINTS, {**changed, "benefitsIcon": "i" * 100}), "other.json")
+    other = write(tmp_path, level_response(POINTS, {**changed, "benefitsIcon": "i" * 100}), "other.json")
     finished = await run(other, shop, settings)
 
     assert finished.exit_code == 0, finished
@@ -105,7 +112,7 @@ async def test_changed_fields_and_vanished_benefits_are_printed(
         "    not in the file; --prune deletes it",
         "2 benefits: 0 created, 1 changed, 1 unchanged, 0 refused; 1 vanished.",
     ]
-    assert len(await listed(client, shop)) == 3
+    assert len(await list_benefits(client, shop)) == 3
 
     pruned = await run(other, shop, settings, "--prune")
     assert pruned.out.splitlines()[-3:] == [
@@ -113,17 +120,17 @@ async def test_changed_fields_and_vanished_benefits_are_printed(
         "    not in the file",
         "2 benefits: 0 created, 0 changed, 2 unchanged, 0 refused; 1 deleted.",
     ]
-    assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:1", "MLC7:2"]
+    assert [benefit.benefit_id for benefit in await list_benefits(client, shop)] == ["MLC7:1", "MLC7:2"]
 
 
 async def test_a_long_value_is_printed_from_the_first_difference(
     shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
     ids = [f"product-{number:02}" for number in range(40)]
-    before = info(rewardType="CASH_VOUCHER", benefitsDetails="5", productsApplicableType="SPECIFIC_PRODUCT")
-    await run(write(tmp_path, answer({**before, "specificProductIds": ids})), shop, settings)
+    before = benefits_info(rewardType="CASH_VOUCHER", benefitsDetails="5", productsApplicableType="SPECIFIC_PRODUCT")
+    await run(write(tmp_path, level_response({**before, "specificProductIds": ids})), shop, settings)
     after = {**before, "specificProductIds": [*ids[:-1], "product-99"], "benefitsIcon": "a:cat:b"}
-    finished = await run(write(tmp_path, answer(after)), shop, settings)
+    finished = await run(write(tmp_path, level_response(after)), shop, settings)
 
     message = '"product-36", "product-37", "product-38", "product-'
     assert finished.out.splitlines()[1:3] == [
@@ -139,21 +146,23 @@ async def test_prune_deletes_only_imported_benefits(
     for benefit_id, level_code in [*others, ("MLC7:12", "MLC7"), ("MLC7:2", "MLC7")]:
         benefit = benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id=benefit_id, level_code=level_code)
         await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))
-    finished = await run(write(tmp_path, answer()), shop, settings, "--prune")
+    finished = await run(write(tmp_path, level_response()), shop, settings, "--prune")
 
     assert [line for line in finished.out.splitlines() if not line.startswith(" ")] == [
         "MLC7:2  deleted",
         "MLC7:12  deleted",
         "0 benefits: 0 created, 0 changed, 0 unchanged, 0 refused; 2 deleted.",
     ]
-    assert sorted(benefit.benefit_id for benefit in await listed(client, shop)) == sorted(name for name, _ in others)
+    assert sorted(benefit.benefit_id for benefit in await list_benefits(client, shop)) == sorted(
+        name for name, _ in others
+    )
 
 
 async def test_fields_that_are_not_in_the_file_stay_unchanged(
     client: Client, shop: Shop, settings: dict[str, str], file: Path
 ) -> None:
     await run(file, shop, settings)
-    birthday = (await listed(client, shop))[1]
+    birthday = (await list_benefits(client, shop))[1]
     birthday.store_ids.append(shop.store_id)
     birthday.reward_scene = benefits_pb2.REWARD_SCENE_BIRTH_BENEFITS
     birthday.unrecognized_values["membership_type"] = "VIP"
@@ -161,7 +170,7 @@ async def test_fields_that_are_not_in_the_file_stay_unchanged(
 
     finished = await run(file, shop, settings)
     assert "3 unchanged" in finished.out
-    assert (await listed(client, shop))[1] == birthday
+    assert (await list_benefits(client, shop))[1] == birthday
 
     finished = await run(file, shop, settings, "--membership-type", "PAID")
     assert "    membership_type: VIP -> PAID" in finished.out.splitlines()
@@ -175,7 +184,7 @@ async def test_an_invalid_benefit_does_not_stop_the_others(
     wrong |= {"productsApplicableType": "SPECIFIC_PRODUCT"}
     newer = {**POINTS, "new\u001bField": 1, "emptyField": None}
     finished = await run(
-        write(tmp_path, answer(wrong, None, {**POINTS, "benefitsDetails": "many"}, newer)), shop, settings
+        write(tmp_path, level_response(wrong, None, {**POINTS, "benefitsDetails": "many"}, newer)), shop, settings
     )
 
     assert finished.exit_code == 1, finished
@@ -194,27 +203,27 @@ async def test_an_invalid_benefit_does_not_stop_the_others(
         "    ignored: new\\x1bField, which is not a field of BenefitsInfo",
         "4 benefits: 1 created, 0 changed, 0 unchanged, 3 refused; 0 vanished.",
     ]
-    assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:4"]
+    assert [benefit.benefit_id for benefit in await list_benefits(client, shop)] == ["MLC7:4"]
 
 
 async def test_a_benefit_that_is_too_large_does_not_stop_the_others(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
     big = {**BIRTHDAY, "benefitsIcon": "i" * 2**21}
-    finished = await run(write(tmp_path, answer(big, POINTS)), shop, settings)
+    finished = await run(write(tmp_path, level_response(big, POINTS)), shop, settings)
 
     assert finished.exit_code == 1, finished
     lines = finished.out.splitlines()
     assert (lines[0], lines[2]) == ("MLC7:1  refused", "MLC7:2  created")
     assert lines[1].startswith("    RESOURCE_EXHAUSTED: ")
-    assert [benefit.benefit_id for benefit in await listed(client, shop)] == ["MLC7:2"]
+    assert [benefit.benefit_id for benefit in await list_benefits(client, shop)] == ["MLC7:2"]
 
 
 async def test_ignored_fields_are_printed_in_the_order_of_the_file(
     shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
     newer = {f"newField{number}": number for number in (3, 1, 4, 5, 9, 2, 6)}
-    finished = await run(write(tmp_path, answer({**POINTS, **newer})), shop, settings)
+    finished = await run(write(tmp_path, level_response({**POINTS, **newer})), shop, settings)
 
     message = [f"    ignored: {name}, which is not a field of BenefitsInfo" for name in newer]
     assert finished.out.splitlines()[1:-1] == message
@@ -230,11 +239,14 @@ async def test_ignored_fields_are_printed_in_the_order_of_the_file(
         ({"data": {"benefitsOfMembership": None}}, "must have data.benefitsOfMembership.benefitsInfo"),
         ({"data": {"benefitsOfMembership": {"benefitsInfo": {}}}}, "must have a list of at most 1,000 benefits"),
         ({"data": {"benefitsOfMembership": {"benefitsInfo": None}}}, "must have a list of at most 1,000 benefits"),
-        (answer(*[POINTS] * 1_001), "must have a list of at most 1,000 benefits"),
-        ({**answer(POINTS), "errors": [{"message": "throttled"}]}, "is a response with errors"),
-        (answer(POINTS, customPrivileges={}), "must have a list of at most 1,000 custom privileges"),
-        (answer(POINTS, customPrivileges="none"), "must have a list of at most 1,000 custom privileges"),
-        (answer(customPrivileges=[privilege()] * 1_001), "must have a list of at most 1,000 custom privileges"),
+        (level_response(*[POINTS] * 1_001), "must have a list of at most 1,000 benefits"),
+        ({**level_response(POINTS), "errors": [{"message": "throttled"}]}, "is a response with errors"),
+        (level_response(POINTS, customPrivileges={}), "must have a list of at most 1,000 custom privileges"),
+        (level_response(POINTS, customPrivileges="none"), "must have a list of at most 1,000 custom privileges"),
+        (
+            level_response(customPrivileges=[shopline_privilege()] * 1_001),
+            "must have a list of at most 1,000 custom privileges",
+        ),
     ],
 )
 async def test_a_file_that_is_not_a_response_changes_nothing(
@@ -254,9 +266,11 @@ async def privileges(client: Client, shop: Shop, level: str = "MLC7") -> list[be
 async def test_custom_privileges_are_imported_once(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    lounge = privilege(privilegeDescription="Coffee\nand tea", benefitsIcon="https://img.example/l.png")
-    odd = privilege(privilegeName=7, previlegeStatus="ACTIVE", privilegeColour="red")
-    file = write(tmp_path, answer(POINTS, customPrivileges=[lounge, odd, privilege(privilegeName=None)]))
+    lounge = shopline_privilege(privilegeDescription="Coffee\nand tea", benefitsIcon="https://img.example/l.png")
+    odd = shopline_privilege(privilegeName=7, previlegeStatus="ACTIVE", privilegeColour="red")
+    file = write(
+        tmp_path, level_response(POINTS, customPrivileges=[lounge, odd, shopline_privilege(privilegeName=None)])
+    )
 
     first = await run(file, shop, settings)
     stored = await privileges(client, shop)
@@ -291,13 +305,22 @@ async def test_custom_privileges_are_imported_once(
 async def test_changed_and_vanished_custom_privileges_are_printed(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    await run(write(tmp_path, answer(customPrivileges=[privilege(), privilege(), privilege()])), shop, settings)
+    await run(
+        write(
+            tmp_path,
+            level_response(customPrivileges=[shopline_privilege(), shopline_privilege(), shopline_privilege()]),
+        ),
+        shop,
+        settings,
+    )
     for privilege_id, level_code in (("MLC7:px", "MLC7"), ("MLC7:p03", "MLC7"), ("own", "MLC7"), ("MLC7:p9", "other")):
         own = benefits_pb2.CustomPrivilege(
             merchant_id=shop.merchant_id, privilege_id=privilege_id, level_code=level_code
         )
         await client.benefits.PutCustomPrivilege(benefits_pb2.PutCustomPrivilegeRequest(custom_privilege=own))
-    other = write(tmp_path, answer(customPrivileges=[privilege(), privilege(privilegeName="Bar")]))
+    other = write(
+        tmp_path, level_response(customPrivileges=[shopline_privilege(), shopline_privilege(privilegeName="Bar")])
+    )
 
     vanished = await run(other, shop, settings)
     pruned = await run(other, shop, settings, "--prune")
@@ -319,15 +342,15 @@ async def test_an_invalid_custom_privilege_does_not_stop_the_others(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
     wrong = [
-        privilege(privilegeName=["a"], benefitsIcon={"url": "x"}, privilegeDescription="\ud800"),
+        shopline_privilege(privilegeName=["a"], benefitsIcon={"url": "x"}, privilegeDescription="\ud800"),
         None,
         "Lounge",
         {},
-        privilege(privilegeName="x" * 256, privilegeDescription="x" * 2_001, previlegeStatus="two words"),
-        privilege(benefitsIcon="i" * 2**21),
-        privilege(),
+        shopline_privilege(privilegeName="x" * 256, privilegeDescription="x" * 2_001, previlegeStatus="two words"),
+        shopline_privilege(benefitsIcon="i" * 2**21),
+        shopline_privilege(),
     ]
-    finished = await run(write(tmp_path, answer(customPrivileges=wrong)), shop, settings)
+    finished = await run(write(tmp_path, level_response(customPrivileges=wrong)), shop, settings)
 
     assert finished.exit_code == 1, finished
     lines = finished.out.splitlines()
@@ -359,12 +382,12 @@ async def test_an_invalid_custom_privilege_does_not_stop_the_others(
 async def test_a_response_without_custom_privileges_deletes_none(
     others: dict[str, Any], client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    await run(write(tmp_path, answer(customPrivileges=[privilege()])), shop, settings)
-    silent = await run(write(tmp_path, answer(POINTS, **others)), shop, settings, "--prune")
+    await run(write(tmp_path, level_response(customPrivileges=[shopline_privilege()])), shop, settings)
+    silent = await run(write(tmp_path, level_response(POINTS, **others)), shop, settings, "--prune")
     assert "custom privilege" not in silent.out
     assert len(await privileges(client, shop)) == 1
 
-    empty = await run(write(tmp_path, answer(POINTS, customPrivileges=[])), shop, settings, "--prune")
+    empty = await run(write(tmp_path, level_response(POINTS, customPrivileges=[])), shop, settings, "--prune")
     assert "0 custom privileges: 0 created, 0 changed, 0 unchanged, 0 refused; 1 deleted." in empty.out
     assert await privileges(client, shop) == []
 
@@ -397,16 +420,16 @@ async def test_a_file_can_be_read_from_standard_input(shop: Shop, settings: dict
 async def test_a_killed_import_can_be_repeated(
     client: Client, shop: Shop, settings: dict[str, str], tmp_path: Path
 ) -> None:
-    file = write(tmp_path, answer(*({**POINTS, "benefitsDetails": str(number + 1)} for number in range(600))))
+    file = write(tmp_path, level_response(*({**POINTS, "benefitsDetails": str(number + 1)} for number in range(600))))
     arguments = ("benefits", "import", str(file), "--merchant", shop.merchant_id, "--level", "MLC7")
     async with running(*arguments, folder=tmp_path, settings=settings) as process:
 
         async def has_begun() -> bool:
-            return bool(await listed(client, shop))
+            return bool(await list_benefits(client, shop))
 
         await process.until(has_begun)
         await process.kill()
-    count = len(await listed(client, shop))
+    count = len(await list_benefits(client, shop))
     assert 0 < count < 600
 
     second = await run(file, shop, settings)

@@ -20,12 +20,19 @@ import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from support.clients import Client
+from support.clocks import at
 from support.codes import CODE_SETTINGS, WRONG_CODE, issue_code
-from support.harness import CODE_KEY, Client, Shop, at, make_token, refusal, unique
 from support.http_clients import http_client
-from support.processes import Running, free_port, grpc_health, running
+from support.probes import grpc_health
+from support.processes import Running, free_port, running
 from support.provider_servers import HttpServer, MailServer, http_server, mail_server
 from support.redemption import customer_ref, redeem_request, validate_request
+from support.refusals import refusal
+from support.servers import CODE_KEY
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 SECONDS_MAX = 20.0

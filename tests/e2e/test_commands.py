@@ -14,20 +14,14 @@ import pytest
 
 from pointbook.v1 import programs_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from support.clients import Client
 from support.embedded_database import Cluster
-from support.harness import Client, Shop, refused, unique
 from support.http2 import HEALTH_CHECK, http2
-from support.processes import (
-    HAS_PROC,
-    Finished,
-    Running,
-    free_port,
-    grpc_health,
-    is_alive,
-    one_line,
-    pointbook,
-    running,
-)
+from support.probes import grpc_health, is_alive
+from support.processes import HAS_PROC, Finished, Running, free_port, one_line, pointbook, running
+from support.refusals import refused
+from support.shops import Shop
+from support.unique_names import unique
 from support.waiting import until
 
 SECRET = "app-secret"

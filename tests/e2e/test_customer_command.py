@@ -26,10 +26,15 @@ from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import Scope
 from pointbook_server.rpc.request_fields import TIME_MS_MAX
 from shopline_shim.settings import ShimSettings
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code
-from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
 from support.processes import POINTBOOK, Finished, clean_environment, finish, pointbook
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
 
 MOBILE = "+8613812345678"
 

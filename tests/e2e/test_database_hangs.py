@@ -16,8 +16,12 @@ import pytest
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
-from support.harness import Client, Shop, make_token, unique
-from support.processes import Running, free_port, grpc_health, running
+from support.clients import Client
+from support.probes import grpc_health
+from support.processes import Running, free_port, running
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 NOTICED_SECONDS_MAX = 5.0

@@ -19,25 +19,12 @@ import httpx
 import pytest
 
 from pointbook.v1 import programs_pb2, webhooks_pb2
+from support.clients import Client
 from support.embedded_database import Cluster
-from support.harness import Client
 from support.http_clients import http_client
-from support.processes import (
-    BIN,
-    ROOT,
-    Finished,
-    Running,
-    clean_environment,
-    database_is_stopped,
-    find_grpcurl,
-    finish,
-    grpc_health,
-    http_get,
-    one_line,
-    pointbook,
-    running,
-    shell_environment,
-)
+from support.probes import database_is_stopped, grpc_health, http_get
+from support.processes import BIN, ROOT, Finished, Running, clean_environment, finish, one_line, pointbook, running
+from support.shell import find_grpcurl, shell_environment
 
 MERCHANT_ID = "2000001234"
 STORE_ID = "1718263946864"

@@ -11,16 +11,9 @@ from typing import Any
 import pytest
 
 from support.docs_pages import README, ShellLine, pages, shell_lines_of
-from support.processes import (
-    Finished,
-    Running,
-    find_grpcurl,
-    finish,
-    free_port,
-    http_get,
-    running,
-    shell_environment,
-)
+from support.probes import http_get
+from support.processes import Finished, Running, finish, free_port, running
+from support.shell import find_grpcurl, shell_environment
 
 ASSIGNMENT = re.compile(r"([A-Z]+)=(.*)")
 VOLATILE = re.compile(r"(as_of|.*_time|settle_by|challenge_id|redemption_id|event_id|external_reference_number)")

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from support.embedded_database import Cluster
-from support.harness import unique
-from support.processes import BIN, ROOT, Finished, Running, clean_environment, finish, free_port, http_get, one_line
+from support.probes import http_get
+from support.processes import BIN, ROOT, Finished, Running, clean_environment, finish, free_port, one_line
+from support.unique_names import unique
 
 DOCKERFILE = ROOT / "Dockerfile"
 INSTALL_SECONDS_MAX = 300.0

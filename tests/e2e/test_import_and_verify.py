@@ -12,7 +12,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from support.harness import Client, Shop, unique
+from support.clients import Client
+from support.probes import grpc_health, handles_sigterm
 from support.processes import (
     HAS_PROC,
     POINTBOOK,
@@ -22,12 +23,12 @@ from support.processes import (
     clean_environment,
     finish,
     free_port,
-    grpc_health,
-    handles_sigterm,
     one_line,
     pointbook,
     running,
 )
+from support.shops import Shop
+from support.unique_names import unique
 from support.waiting import until, until_locks_are_awaited
 
 LINES = 10_000
@@ -222,7 +223,7 @@ async def test_a_full_disk_is_reported_in_one_line(site: Site) -> None:
     file = write(site, HEADER + rows(60_000))
     line = f"ulimit -f 2000; exec {POINTBOOK} import {file} {' '.join(site.options)}"
 
-    message = one_line(await finish("bash", "-c", line, environment=clean_environment(site.settings)))
+    message = one_line(await finish("bash", "-c", line, environment=clean_environment(site.settings), seconds=300.0))
 
     assert "cannot be sorted on disk" in message
     assert "TMPDIR" in message

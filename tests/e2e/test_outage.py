@@ -20,15 +20,20 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
-from support.harness import Client, Shop, at, make_token, unique
+from support.clients import Client
+from support.clocks import at
 from support.http_clients import http_client
-from support.processes import Finished, Running, free_port, grpc_health, http_get, one_line, pointbook, running
-from support.retrying_callers import RetryingCallers, check_ledger
+from support.probes import grpc_health, http_get
+from support.processes import Finished, Running, free_port, one_line, pointbook, running
+from support.retrying_callers import RetryingCallers, check_acknowledged_events
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until, until_locks_are_awaited
 
 SECRET = "app-secret"
 SHOPLINE_SECONDS = 5.0
-STOP_SECONDS_MAX = 10.0
+STOP_SECONDS_MAX = 20.0
 CALLERS = 300
 NOW_MS = int(time.time() * 1_000)
 
@@ -279,12 +284,12 @@ async def test_sigterm_under_load_stops_cleanly(postgres: EmbeddedPostgres, site
             await callers.wait_for_acknowledged(CALLERS)
             await callers.stop()
         assert set(callers.codes) <= {"OK", "UNAVAILABLE"}
-        await check_ledger(postgres.url(), site.shop, callers)
+        await check_acknowledged_events(postgres.url(), site.shop, callers)
         await client.close()
 
 
 async def test_sigterm_ends_hanging_calls(postgres: EmbeddedPostgres, site: Site) -> None:
-    async with site.server() as server:
+    async with site.server(DRAIN_SECONDS="3") as server:
         client = await site.client()
         blocker = await asyncpg.connect(postgres.url())
         lock = blocker.transaction()
@@ -301,7 +306,7 @@ async def test_sigterm_ends_hanging_calls(postgres: EmbeddedPostgres, site: Site
                 response = await health.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
                 return bool(response.status == health_pb2.HealthCheckResponse.NOT_SERVING)
 
-            await until(is_reported, seconds=2.0)
+            await until(is_reported)
 
         exit_code, stop_seconds = await stopping
 
@@ -329,7 +334,7 @@ async def test_after_sigkill_under_load_acknowledged_events_count_once(postgres:
         await callers.wait_for_acknowledged(some)
         await callers.stop()
     assert set(callers.codes) <= {"OK", "UNAVAILABLE"}
-    await check_ledger(postgres.url(), site.shop, callers)
+    await check_acknowledged_events(postgres.url(), site.shop, callers)
 
 
 async def test_after_a_database_restart_under_load_events_count_once(postgres: EmbeddedPostgres, site: Site) -> None:
@@ -344,5 +349,5 @@ async def test_after_a_database_restart_under_load_events_count_once(postgres: E
         await callers.wait_for_acknowledged(CALLERS)
         await callers.stop()
         assert set(callers.codes) <= {"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED"}
-        await check_ledger(postgres.url(), site.shop, callers)
+        await check_acknowledged_events(postgres.url(), site.shop, callers)
         await client.close()

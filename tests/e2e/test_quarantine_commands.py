@@ -11,8 +11,14 @@ import pytest
 from pointbook.v1 import webhooks_pb2
 from pointbook_cli.terminal import escape_unprintable
 from pointbook_server.access.model import Scope
-from support.harness import NOW_MS, Client, Service, Shop, at, make_token, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.processes import POINTBOOK, Finished, clean_environment, free_port, one_line, pointbook
+from support.servers import Service
+from support.shims import points_body
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 TOPIC = "app_memberSystem_points/challenged"
 TOPIC_MISSING = webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING
@@ -23,20 +29,6 @@ MALFORMED = webhooks_pb2.QUARANTINE_REASON_MALFORMED
 def settings_of(service: Service, token: str) -> dict[str, str]:
     """Return the environment of an operator with another token."""
     return {"GRPC_ADDRESS": f"127.0.0.1:{service.server.port}", "TOKEN": token}
-
-
-def body(shop: Shop, **changes: Any) -> bytes:
-    """Return the body of a points webhook."""
-    values = {
-        "buyer_id": "2404721679",
-        "points_balance": 20,
-        "store_id": shop.store_id,
-        "update_type": "INCREASE",
-        "updated_at": NOW_MS - 60_000,
-        "updated_scene": "SUCCESSFUL_REGISTRATION",
-        "updated_value": 20,
-    }
-    return json.dumps(values | changes).encode()
 
 
 async def quarantine_webhook(client: Client, merchant_id: str, raw_body: bytes, **changes: Any) -> str:
@@ -114,7 +106,7 @@ async def test_replay_succeeds_once_the_store_is_registered(client: Client, sett
     merchant = ("--merchant", shop.merchant_id)
     ids = [
         await quarantine_webhook(
-            client, shop.merchant_id, body(shop, buyer_id=buyer), receive_time=at(NOW_MS - 9_000 + number)
+            client, shop.merchant_id, points_body(shop, buyer_id=buyer), receive_time=at(NOW_MS - 9_000 + number)
         )
         for number, buyer in enumerate(("a", "b"))
     ]
@@ -143,7 +135,7 @@ async def test_as_merchant_corrects_a_wrong_or_missing_merchant(
     client: Client, shop: Shop, settings: dict[str, str], *, names_one: bool
 ) -> None:
     named = unique("merchant") if names_one else ""
-    quarantine_id = await quarantine_webhook(client, named, body(shop, buyer_id=unique("buyer")))
+    quarantine_id = await quarantine_webhook(client, named, points_body(shop, buyer_id=unique("buyer")))
     merchant = ("--merchant", named) if named else ()
 
     refused = await pointbook("quarantine", "replay", quarantine_id, *merchant, **settings)
@@ -161,8 +153,8 @@ async def test_suspicious_webhooks_are_replayed_only_by_id_or_reason(
 ) -> None:
     merchant = ("--merchant", shop.merchant_id)
     value = webhooks_pb2.QuarantineReason.Value(f"QUARANTINE_REASON_{reason}")
-    doubtful = await quarantine_webhook(client, shop.merchant_id, body(shop, buyer_id="a"), reason=value)
-    other = await quarantine_webhook(client, shop.merchant_id, body(shop, buyer_id="b"))
+    doubtful = await quarantine_webhook(client, shop.merchant_id, points_body(shop, buyer_id="a"), reason=value)
+    other = await quarantine_webhook(client, shop.merchant_id, points_body(shop, buyer_id="b"))
 
     rest = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
     named = await pointbook("quarantine", "replay", "--all", "--reason", reason, *merchant, **settings)
@@ -195,7 +187,7 @@ async def test_customer_webhooks_are_replayed(client: Client, shop: Shop, settin
     order = await quarantine_webhook(
         client, shop.merchant_id, b"{}", topic="orders/edited", receive_time=at(NOW_MS - 7_000)
     )
-    points = await quarantine_webhook(client, shop.merchant_id, body(shop))
+    points = await quarantine_webhook(client, shop.merchant_id, points_body(shop))
     finished = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
 
     assert finished.exit_code == 1
@@ -213,7 +205,7 @@ async def test_customer_webhooks_are_replayed(client: Client, shop: Shop, settin
 
 
 async def test_a_body_with_a_byte_order_mark_is_replayed(client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    marked = b"\xef\xbb\xbf" + body(shop)
+    marked = b"\xef\xbb\xbf" + points_body(shop)
     quarantine_id = await quarantine_webhook(client, shop.merchant_id, marked, reason=MALFORMED)
     finished = await pointbook("quarantine", "replay", quarantine_id, "--merchant", shop.merchant_id, **settings)
 
@@ -226,10 +218,10 @@ async def test_as_topic_sets_the_topic_of_webhooks_without_one(
 ) -> None:
     merchant = ("--merchant", shop.merchant_id)
     topicless = await quarantine_webhook(
-        client, shop.merchant_id, body(shop), topic="", reason=TOPIC_MISSING, receive_time=at(NOW_MS - 2_000)
+        client, shop.merchant_id, points_body(shop), topic="", reason=TOPIC_MISSING, receive_time=at(NOW_MS - 2_000)
     )
     other = await quarantine_webhook(
-        client, shop.merchant_id, body(shop, buyer_id="b"), receive_time=at(NOW_MS - 1_000)
+        client, shop.merchant_id, points_body(shop, buyer_id="b"), receive_time=at(NOW_MS - 1_000)
     )
 
     listed = await pointbook("quarantine", "list", *merchant, "--reason", "TOPIC_MISSING", **settings)
@@ -285,7 +277,7 @@ async def test_errors_of_operators_are_reported_in_one_line(settings: dict[str, 
 
 
 async def test_a_terminal_sees_a_progress_bar(client: Client, shop: Shop, settings: dict[str, str]) -> None:
-    quarantine_id = await quarantine_webhook(client, shop.merchant_id, body(shop))
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id, points_body(shop))
     master, slave = pty.openpty()
     environment = clean_environment(settings) | {"TERM": "xterm", "COLUMNS": "120"}
     command = (POINTBOOK, "quarantine", "replay", "--all", "--merchant", shop.merchant_id)

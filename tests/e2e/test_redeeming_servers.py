@@ -13,9 +13,15 @@ import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from support.harness import Client, Shop, at, make_token, refusal, unique
+from support.clients import Client
+from support.clocks import at
 from support.ledger import check_ledger
-from support.processes import Running, free_port, grpc_health, running
+from support.probes import grpc_health
+from support.processes import Running, free_port, running
+from support.refusals import refusal
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 CALLS = 200
 COVERED = 10

@@ -2,8 +2,13 @@
 
 from pointbook.v1 import identity_pb2, programs_pb2
 from pointbook_server.access.model import Scope
-from support.harness import NOW_MS, Client, Service, Shop, at, make_token, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.processes import Finished, free_port, one_line, pointbook
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 WHY = ("--reason", "merchants/redact of May")
 

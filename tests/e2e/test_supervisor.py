@@ -23,7 +23,8 @@ from pointbook_cli.services.supervisor import (
     WorkerCommand,
 )
 from support.json_logs import json_logs
-from support.processes import HAS_PROC, Running, children_of, is_alive, zombies
+from support.probes import children_of, is_alive, zombies
+from support.processes import HAS_PROC, Running
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(not HAS_PROC, reason="processes are looked up in /proc")

@@ -10,8 +10,11 @@ import grpc
 
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.certificates import Authority
-from support.harness import Client, Shop, make_token, unique
+from support.clients import Client
 from support.processes import POINTBOOK, Running, clean_environment, finish, free_port, one_line, pointbook, running
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 AUTHORITY = Authority()
 STRANGERS = 20

@@ -10,9 +10,14 @@ from pathlib import Path
 
 from pointbook.v1 import points_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from support.harness import Client, Shop, at, make_token, unique
+from support.clients import Client
+from support.clocks import at
 from support.ledger import check_ledger
-from support.processes import free_port, grpc_health, running
+from support.probes import grpc_health
+from support.processes import free_port, running
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 INCREASE = points_pb2.POINTS_UPDATE_TYPE_INCREASE
 DECREASE = points_pb2.POINTS_UPDATE_TYPE_DECREASE

@@ -16,20 +16,13 @@ import pytest
 
 from pointbook.v1 import points_pb2
 from shopline_shim.signature import sign
-from support.harness import Client, Service, Shop
+from support.clients import Client
 from support.http_clients import http_client
 from support.ledger import check_ledger
-from support.processes import (
-    HAS_PROC,
-    POINTBOOK,
-    Running,
-    clean_environment,
-    free_port,
-    http_get,
-    is_alive,
-    running,
-    zombies,
-)
+from support.probes import http_get, is_alive, zombies
+from support.processes import HAS_PROC, POINTBOOK, Running, clean_environment, free_port, running
+from support.servers import Service
+from support.shops import Shop
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(not HAS_PROC, reason="worker processes are looked up in /proc")

@@ -27,25 +27,19 @@ from pointbook_server.access.methods import METHODS
 from pointbook_server.access.model import Scope
 from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
-from pointbook_server.db.database import Database
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from pointbook_server.services import SERVICE_NAMES
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock
 from support.database_proxy import proxied
 from support.embedded_database import Cluster
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Refusal,
-    Service,
-    Shop,
-    TestClock,
-    make_token,
-    refused,
-    server_settings,
-    unique,
-)
+from support.outbox import Outbox
+from support.refusals import Refusal, refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.tokens import make_token, revoke_token
+from support.unique_names import unique
 
 FILES = (access_pb2, benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2)
 DESCRIPTORS: dict[str, MethodDescriptor] = {
@@ -131,7 +125,7 @@ async def tokens(database_url: str) -> Tokens:
         lacking={scope: await make([other for other in Scope if other is not scope]) for scope in Scope},
         only={scope: await make([scope]) for scope in Scope},
     )
-    await revoke(database_url, made.revoked)
+    await revoke_token(database_url, made.revoked)
     return made
 
 
@@ -140,13 +134,6 @@ async def channel(service: Service) -> AsyncIterator[grpc.aio.Channel]:
     """A channel without a token."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{service.server.port}") as opened:
         yield opened
-
-
-async def revoke(database_url: str, bearer: str) -> None:
-    """Revoke a token, as an operator does from another process."""
-    database = Database(database_url, pool_size=1)
-    assert await TokenTransactions(database).revoke(split_bearer(bearer)[0], NOW_MS)
-    await database.dispose()
 
 
 def test_the_table_of_methods_matches_the_protos() -> None:
@@ -300,7 +287,7 @@ async def test_a_revoked_token_is_refused_within_two_seconds(
     request = request_of(method, tokens.merchant_id)
     assert await code_of(call(channel, method, request, f"Bearer {bearer}")) in PAST_ACCESS
 
-    await revoke(database_url, bearer)
+    await revoke_token(database_url, bearer)
     revoked_at = time.monotonic()
     while await code_of(call(channel, method, request, f"Bearer {bearer}")) in PAST_ACCESS:
         assert time.monotonic() - revoked_at < 2.5

@@ -7,7 +7,10 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import benefits_pb2
-from support.harness import NOW_MS, Client, Shop, at, refused
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.refusals import refused
+from support.shops import Shop
 
 PAID = benefits_pb2.MEMBERSHIP_TYPE_PAID
 BIRTH = benefits_pb2.REWARD_SCENE_BIRTH_BENEFITS
@@ -37,7 +40,7 @@ def moment(text: str) -> Timestamp:
     return timestamp
 
 
-async def put(client: Client, shop: Shop, **values: Any) -> None:
+async def put_benefit(client: Client, shop: Shop, **values: Any) -> None:
     """Put a benefit."""
     benefit = benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id="gold:1", **values)
     await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))
@@ -61,7 +64,7 @@ def times(answer: benefits_pb2.PreviewBenefitScheduleResponse) -> list[tuple[str
 
 
 async def test_a_benefit_after_purchase_is_issued_once(client: Client, shop: Shop) -> None:
-    await put(
+    await put_benefit(
         client,
         shop,
         membership_type=PAID,
@@ -83,7 +86,7 @@ async def test_a_benefit_after_purchase_is_issued_once(client: Client, shop: Sho
 
 
 async def test_monthly_issues_on_the_31st_use_the_last_day_of_short_months(client: Client, shop: Shop) -> None:
-    await put(
+    await put_benefit(
         client,
         shop,
         membership_type=PAID,
@@ -107,7 +110,7 @@ async def test_monthly_issues_on_the_31st_use_the_last_day_of_short_months(clien
 
 async def test_periods_of_days_use_the_members_days(client: Client, shop: Shop) -> None:
     """A day has 23 hours when clocks go forward."""
-    await put(
+    await put_benefit(
         client,
         shop,
         membership_type=PAID,
@@ -158,7 +161,7 @@ async def test_yearly_dates_and_birthdays(
     client: Client, shop: Shop, values: dict[str, Any], birthday: str, expected: list[str]
 ) -> None:
     """29 February is 28 February in other years."""
-    await put(client, shop, membership_type=PAID, reward_scene=BIRTH, **values)
+    await put_benefit(client, shop, membership_type=PAID, reward_scene=BIRTH, **values)
     member = benefits_pb2.BenefitMember(birthday=birthday)
     answer = await preview(
         client, shop, member=member, start_time=moment("2026-01-02T00:00:00Z"), issue_count=len(expected)
@@ -189,7 +192,7 @@ async def test_yearly_dates_and_birthdays(
 async def test_fields_that_leave_a_schedule_unknown_are_named(
     client: Client, shop: Shop, values: dict[str, Any], fields: list[str]
 ) -> None:
-    await put(client, shop, **values)
+    await put_benefit(client, shop, **values)
     member = benefits_pb2.BenefitMember(birthday="02-10", joined_time=at(NOW_MS))
     answer = await preview(client, shop, member=member)
 
@@ -198,7 +201,7 @@ async def test_fields_that_leave_a_schedule_unknown_are_named(
 
 
 async def test_issues_with_an_unknown_expiry(client: Client, shop: Shop) -> None:
-    await put(client, shop, benefits_issurance_type=AFTER_PURCHASE, benefits_expiry_date_type=BY_DAYS)
+    await put_benefit(client, shop, benefits_issurance_type=AFTER_PURCHASE, benefits_expiry_date_type=BY_DAYS)
     answer = await preview(client, shop, member=benefits_pb2.BenefitMember(joined_time=at(NOW_MS)))
 
     assert (answer.schedule_state, [expiry for _, expiry in times(answer)]) == (KNOWN, [""])
@@ -206,14 +209,14 @@ async def test_issues_with_an_unknown_expiry(client: Client, shop: Shop) -> None
 
 
 async def test_a_benefit_without_a_calendar_has_no_issues(client: Client, shop: Shop) -> None:
-    await put(client, shop, reward_type=benefits_pb2.REWARD_TYPE_PERCENTAGE_DISCOUNT, benefits_details="5")
+    await put_benefit(client, shop, reward_type=benefits_pb2.REWARD_TYPE_PERCENTAGE_DISCOUNT, benefits_details="5")
     answer = await preview(client, shop)
 
     assert (answer.schedule_state, times(answer), list(answer.unknown_fields)) == (NONE, [], [])
 
 
 async def test_by_default_ten_issues_from_now_on(client: Client, shop: Shop) -> None:
-    await put(client, shop, benefits_issurance_type=PERIODICALLY, periodically_days=1)
+    await put_benefit(client, shop, benefits_issurance_type=PERIODICALLY, periodically_days=1)
     member = benefits_pb2.BenefitMember(joined_time=at(NOW_MS - 10**10))
     answer = await preview(client, shop, member=member)
 
@@ -223,7 +226,7 @@ async def test_by_default_ten_issues_from_now_on(client: Client, shop: Shop) -> 
 
 
 async def test_nothing_is_issued_after_the_last_year(client: Client, shop: Shop) -> None:
-    await put(client, shop, benefits_issurance_type=PERIODICALLY, periodically_months="1200")
+    await put_benefit(client, shop, benefits_issurance_type=PERIODICALLY, periodically_months="1200")
     member = benefits_pb2.BenefitMember(membership_start_time=moment("2000-01-01T00:00:00Z"))
     start = moment("2000-01-01T00:00:00Z")
 
@@ -245,7 +248,7 @@ async def test_nothing_is_issued_after_the_last_year(client: Client, shop: Shop)
 async def test_a_missing_field_of_the_member_is_named(
     client: Client, shop: Shop, values: dict[str, Any], field: str
 ) -> None:
-    await put(client, shop, **values)
+    await put_benefit(client, shop, **values)
     found = await refused(preview(client, shop))
 
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")

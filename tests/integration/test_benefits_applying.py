@@ -6,7 +6,10 @@ import grpc
 import pytest
 
 from pointbook.v1 import benefits_pb2
-from support.harness import Client, Shop, refused, unique
+from support.clients import Client
+from support.refusals import refused
+from support.shops import Shop
+from support.unique_names import unique
 
 ACTIVE, INACTIVE = benefits_pb2.BENEFITS_STATUS_ACTIVE, benefits_pb2.BENEFITS_STATUS_INACTIVE
 DISCOUNT = benefits_pb2.REWARD_TYPE_PERCENTAGE_DISCOUNT
@@ -50,7 +53,7 @@ def limited(times: int | None) -> dict[str, Any]:
     return {"usage_limits_type": LIMITS, "usage_limits_times": times}
 
 
-async def put(client: Client, shop: Shop, benefit_id: str = "gold:1", **values: Any) -> None:
+async def put_discount(client: Client, shop: Shop, benefit_id: str = "gold:1", **values: Any) -> None:
     """Put an active discount."""
     values = {"benefits_status": ACTIVE, "reward_type": DISCOUNT, "benefits_details": "10", **values}
     benefit = benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id=benefit_id, **values)
@@ -97,7 +100,7 @@ FITTING: list[tuple[dict[str, Any], dict[str, Any]]] = [
 async def test_a_benefit_applies_at_each_limit(
     client: Client, shop: Shop, values: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-    await put(client, shop, **values)
+    await put_discount(client, shop, **values)
     answer = await list_for_cart(client, shop, cart=CART | changes, uses={"gold:1": 2})
 
     assert [
@@ -142,7 +145,7 @@ OBSTACLES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str, str]]
 async def test_each_obstacle_names_field_limit_and_actual_value(
     client: Client, shop: Shop, values: dict[str, Any], changes: dict[str, Any], expected: tuple[str, str, str, str]
 ) -> None:
-    await put(client, shop, **values)
+    await put_discount(client, shop, **values)
     [found] = (await list_for_cart(client, shop, cart=CART | changes, uses={"gold:1": 2})).benefits
 
     assert (found.applicability, described(found.obstacles), described(found.uncertainties)) == (
@@ -189,7 +192,7 @@ UNCERTAINTIES: list[tuple[dict[str, Any], dict[str, Any], tuple[str, str, str, s
 async def test_unknown_facts_are_uncertainties(
     client: Client, shop: Shop, values: dict[str, Any], changes: dict[str, Any], expected: tuple[str, str, str, str]
 ) -> None:
-    await put(client, shop, **values)
+    await put_discount(client, shop, **values)
     [found] = (await list_for_cart(client, shop, cart=CART | changes, uses={"gold:1": 2})).benefits
 
     assert (found.applicability, described(found.obstacles), described(found.uncertainties)) == (
@@ -210,7 +213,7 @@ def test_every_reason_is_tested() -> None:
 
 
 async def test_all_obstacles_are_returned_at_once(client: Client, shop: Shop) -> None:
-    await put(
+    await put_discount(
         client,
         shop,
         benefits_status=INACTIVE,
@@ -238,12 +241,12 @@ async def test_unset_values_of_a_benefit_match_every_membership_and_store(client
     await client.put_store(shop.merchant_id, outlet)
     await client.put_program(shop.merchant_id, shop.store_id)
     paid, level = benefits_pb2.MEMBERSHIP_TYPE_PAID, benefits_pb2.MEMBERSHIP_TYPE_LEVEL
-    await put(client, shop, "birthday", reward_scene=benefits_pb2.REWARD_SCENE_BIRTH_BENEFITS)
-    await put(client, shop, "everyone")
-    await put(client, shop, "gold", level_code="gold", membership_type=level)
-    await put(client, shop, "outlet", store_ids=[outlet])
-    await put(client, shop, "paid", membership_type=paid)
-    await put(client, shop, "vip", unrecognized_values={"membership_type": "VIP"})
+    await put_discount(client, shop, "birthday", reward_scene=benefits_pb2.REWARD_SCENE_BIRTH_BENEFITS)
+    await put_discount(client, shop, "everyone")
+    await put_discount(client, shop, "gold", level_code="gold", membership_type=level)
+    await put_discount(client, shop, "outlet", store_ids=[outlet])
+    await put_discount(client, shop, "paid", membership_type=paid)
+    await put_discount(client, shop, "vip", unrecognized_values={"membership_type": "VIP"})
 
     async def ids(**values: Any) -> list[str]:
         return [each.benefit.benefit_id for each in (await list_for_cart(client, shop, **values)).benefits]
@@ -259,7 +262,7 @@ async def test_unset_values_of_a_benefit_match_every_membership_and_store(client
 
 async def test_a_page_token_is_valid_only_for_the_same_cart(client: Client, shop: Shop) -> None:
     for index in range(5):
-        await put(client, shop, f"b-{index}")
+        await put_discount(client, shop, f"b-{index}")
     first = await list_for_cart(client, shop, cart=CART, page_size=3)
     second = await list_for_cart(client, shop, cart=CART, page_size=3, page_token=first.next_page_token)
 

@@ -12,7 +12,9 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 
 from pointbook.v1 import benefits_pb2
-from support.harness import Client, Shop, refused
+from support.clients import Client
+from support.refusals import refused
+from support.shops import Shop
 
 ENUMS = {
     "membership_type": "LEVEL PAID BASIC DUAL",
@@ -114,14 +116,14 @@ def benefit_of(shop: Shop, **values: Any) -> benefits_pb2.Benefit:
     return benefits_pb2.Benefit(merchant_id=shop.merchant_id, benefit_id="gold:1", **numbers)
 
 
-async def put(client: Client, benefit: benefits_pb2.Benefit) -> benefits_pb2.Benefit:
+async def put_and_get(client: Client, benefit: benefits_pb2.Benefit) -> benefits_pb2.Benefit:
     """Put a benefit, and return it as it is stored."""
     await client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit))
     request = benefits_pb2.GetBenefitRequest(merchant_id=benefit.merchant_id, benefit_id=benefit.benefit_id)
     return (await client.benefits.GetBenefit(request)).benefit
 
 
-async def wrong_fields(client: Client, benefit: benefits_pb2.Benefit) -> dict[str, str]:
+async def put_wrong_fields(client: Client, benefit: benefits_pb2.Benefit) -> dict[str, str]:
     """Put an invalid benefit, and return its violations."""
     found = await refused(client.benefits.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=benefit)))
     assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
@@ -149,8 +151,8 @@ async def test_every_enum_value_is_stored_by_number_or_name(client: Client, shop
     context = RELEVANT.get(field, ({},))[0]
     benefit = benefit_of(shop, **{**context, field: name})
 
-    assert await put(client, benefit) == benefit
-    assert await put(client, benefit_of(shop, **context, unrecognized_values={field: name})) == benefit
+    assert await put_and_get(client, benefit) == benefit
+    assert await put_and_get(client, benefit_of(shop, **context, unrecognized_values={field: name})) == benefit
 
 
 @pytest.mark.parametrize(("field", "context"), [(name, each) for name, all_ in RELEVANT.items() for each in all_])
@@ -159,7 +161,7 @@ async def test_every_field_is_stored_where_it_is_relevant(
 ) -> None:
     benefit = benefit_of(shop, **{**ELSEWHERE, **context, field: EVERYTHING[field]})
 
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 def irrelevant_contexts() -> Iterator[Any]:
@@ -181,12 +183,12 @@ async def test_a_field_is_refused_where_it_is_irrelevant(
     client: Client, shop: Shop, field: str, context: dict[str, str]
 ) -> None:
     """The same value may be in irrelevant_values."""
-    violations = await wrong_fields(client, benefit_of(shop, **{**context, field: EVERYTHING[field]}))
+    violations = await put_wrong_fields(client, benefit_of(shop, **{**context, field: EVERYTHING[field]}))
     assert violations[field].startswith("must be absent: it is only relevant when ")
 
     others = {name: value for name, value in context.items() if name not in violations}
     benefit = benefit_of(shop, **others, irrelevant_values={field: EVERYTHING[field]})
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 @pytest.mark.parametrize("field", sorted(CONDITIONAL))
@@ -194,9 +196,9 @@ async def test_a_value_that_may_be_relevant_is_refused_as_irrelevant(client: Cli
     for context in RELEVANT[field]:
         values: Any = {field: EVERYTHING[field]}
         benefit = benefit_of(shop, **ELSEWHERE | context, irrelevant_values=values)
-        assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
+        assert list(await put_wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
         benefit = benefit_of(shop, **{**ELSEWHERE, **context, field: EVERYTHING[field]}, irrelevant_values=values)
-        assert list(await wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
+        assert list(await put_wrong_fields(client, benefit)) == [f"irrelevant_values.{field}"]
 
 
 async def test_an_unset_context_leaves_rules_undecided(client: Client, shop: Shop) -> None:
@@ -213,7 +215,7 @@ async def test_an_unset_context_leaves_rules_undecided(client: Client, shop: Sho
         specific_product_ids=["p"],
     )
 
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 @pytest.mark.parametrize(
@@ -236,11 +238,11 @@ async def test_an_unlisted_name_leaves_rules_undecided(
     values = {field: EVERYTHING[field] for field in fields}
     benefit = benefit_of(shop, **context, **values, unrecognized_values={name: "SOMETHING_NEW"})
 
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 async def test_all_irrelevant_values_are_named_at_once(client: Client, shop: Shop) -> None:
-    violations = await wrong_fields(client, benefit_of(shop, **ELSEWHERE, **EVERYTHING))
+    violations = await put_wrong_fields(client, benefit_of(shop, **ELSEWHERE, **EVERYTHING))
 
     assert set(violations) == CONDITIONAL - {"usage_limits_times"}
     assert (
@@ -279,9 +281,9 @@ async def test_every_limit_of_a_field(client: Client, shop: Shop, field: str) ->
     context = RELEVANT[field][0]
     for value in right:
         benefit = benefit_of(shop, **{**context, field: value})
-        assert await put(client, benefit) == benefit
+        assert await put_and_get(client, benefit) == benefit
     for value in wrong:
-        violations = await wrong_fields(client, benefit_of(shop, **{**context, field: value}))
+        violations = await put_wrong_fields(client, benefit_of(shop, **{**context, field: value}))
         assert {path.partition("[")[0] for path in violations} == {field}, value
 
 
@@ -313,9 +315,9 @@ async def test_quantities_are_stored_as_written(client: Client, shop: Shop, fiel
     context = {"reward_type": "CASH_VOUCHER", MEASURED_BY[field]: name}
     for text in right:
         benefit = benefit_of(shop, **{**context, field: text})
-        assert await put(client, benefit) == benefit
+        assert await put_and_get(client, benefit) == benefit
     for text in wrong:
-        assert list(await wrong_fields(client, benefit_of(shop, **{**context, field: text}))) == [field], text
+        assert list(await put_wrong_fields(client, benefit_of(shop, **{**context, field: text}))) == [field], text
 
 
 async def test_every_invalid_field_is_named_at_once(client: Client, shop: Shop) -> None:
@@ -335,7 +337,7 @@ async def test_every_invalid_field_is_named_at_once(client: Client, shop: Shop) 
     )
     benefit.merchant_id, benefit.benefit_id = "m", "b" * 65
 
-    assert set(await wrong_fields(client, benefit)) == {
+    assert set(await put_wrong_fields(client, benefit)) == {
         "benefit_id",
         "store_ids",
         "level_code",
@@ -361,17 +363,17 @@ async def test_irrelevant_values_must_fit_into_json_and_the_database(client: Cli
     values.update({"days_before": value})
     benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=values)
 
-    assert set(await wrong_fields(client, benefit)) == {"irrelevant_values"}
+    assert set(await put_wrong_fields(client, benefit)) == {"irrelevant_values"}
 
 
 async def test_any_other_irrelevant_value_is_stored(client: Client, shop: Shop) -> None:
     values = {"days_before": "\uff13 days\n\\u0000", "fixed_date": {"a": [1.5, None, True]}, "benefits_name": None}
     benefit = benefit_of(shop, **ELSEWHERE, irrelevant_values=values)
 
-    assert await put(client, benefit) == benefit
+    assert await put_and_get(client, benefit) == benefit
 
 
 async def test_a_level_is_stored_without_its_prefix(client: Client, shop: Shop) -> None:
-    stored = await put(client, benefit_of(shop, level_code="gid://shopline/Membership/" + "M" * 128))
+    stored = await put_and_get(client, benefit_of(shop, level_code="gid://shopline/Membership/" + "M" * 128))
 
     assert stored.level_code == "M" * 128

@@ -1,8 +1,6 @@
 """A server with a wrong clock: it releases, deletes and redeems nothing."""
 
-import contextlib
 import json
-from collections.abc import AsyncIterator
 
 import grpc
 import pytest
@@ -13,13 +11,16 @@ from pointbook_server.db.clock_skew import ClockState, SystemClock
 from pointbook_server.db.database import Database
 from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics
-from pointbook_server.programs.model import Channel
-from pointbook_server.server import Server
-from support.harness import Client, Outbox, Shop, at, refused, server_settings, unique
+from support.clients import Client
+from support.clocks import at
 from support.json_logs import json_logs
-from support.processes import grpc_health
+from support.probes import grpc_health
 from support.redemption import PENDING, get_redemption, redeem, redeem_request
-from support.store_erasures import erase, outcome, request_erasure
+from support.refusals import refused
+from support.servers import running_server
+from support.shops import Shop
+from support.store_erasures import erase_store, erasure_outcome, request_erasure
+from support.unique_names import unique
 from support.waiting import until
 
 DAY_MS = 86_400_000
@@ -34,19 +35,6 @@ class ShiftedClock(SystemClock):
     def __call__(self) -> int:
         """Return the machine's time."""
         return super().__call__() + self.ahead_ms
-
-
-@contextlib.asynccontextmanager
-async def serving(database_url: str, token: str, clock: ShiftedClock) -> AsyncIterator[tuple[Server, Client]]:
-    """Run a server with a clock."""
-    server = Server(server_settings(), database_url, senders={Channel.SMS: Outbox()}, clock=clock)
-    await server.start()
-    client = Client(server.port, token)
-    try:
-        yield server, client
-    finally:
-        await client.close()
-        await server.stop()
 
 
 async def put_points(client: Client) -> Shop:
@@ -64,11 +52,11 @@ async def test_server_with_a_wrong_clock_releases_and_redeems_nothing(
     database_url: str, admin_token: str, days: int
 ) -> None:
     """By its clock all holds are overdue, so points could be redeemed twice."""
-    async with serving(database_url, admin_token, ShiftedClock()) as (_, good):
+    async with running_server(database_url, admin_token, clock=ShiftedClock()) as (_, good):
         shop = await put_points(good)
         redemption = await redeem(good, redeem_request(shop, 100))
         with json_logs(database_health_module, clock_skew_module) as written:
-            async with serving(database_url, admin_token, ShiftedClock(days * DAY_MS)) as (server, skewed):
+            async with running_server(database_url, admin_token, clock=ShiftedClock(days * DAY_MS)) as (server, skewed):
                 assert await grpc_health(f"127.0.0.1:{server.port}") == "NOT_SERVING"
                 await server._maintenance.run_jobs()
                 refusal = await refused(redeem(skewed, redeem_request(shop, 100)))
@@ -90,7 +78,7 @@ async def test_each_change_of_the_clock_state_is_logged_once(database_url: str, 
     """Calls succeed while the difference is small."""
     clock = ShiftedClock()
     with json_logs(clock_skew_module) as written:
-        async with serving(database_url, admin_token, clock) as (server, client):
+        async with running_server(database_url, admin_token, clock=clock) as (server, client):
             shop = await put_points(client)
             for ahead_ms, state in ((5_000, ClockState.SKEWED), (60_000, ClockState.WRONG), (0, ClockState.GOOD)):
                 clock.ahead_ms = ahead_ms
@@ -163,11 +151,11 @@ async def test_maintenance_reads_the_databases_clock_once_per_round(
 
 async def test_erasure_starts_at_the_databases_time(database_url: str, admin_token: str) -> None:
     """By a clock that is ahead, it would cover requests that come later."""
-    async with serving(database_url, admin_token, ShiftedClock(10_000)) as (_, client):
+    async with running_server(database_url, admin_token, clock=ShiftedClock(10_000)) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))
         await client.put_store(shop.merchant_id, shop.store_id)
-        erased = await erase(client, shop)
+        erased = await erase_store(client, shop)
         assert erased.erasure.HasField("close_time")
         later = await request_erasure(client, shop, request_time=at(SystemClock()() + 1_000))
 
-    assert outcome(later) == "REQUESTED"
+    assert erasure_outcome(later) == "REQUESTED"

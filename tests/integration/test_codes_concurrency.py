@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 from unittest.mock import patch
@@ -22,11 +21,14 @@ from pointbook_server.validation_codes.locked_state import SendCounter
 from pointbook_server.validation_codes.model import Challenge, ChallengeSubject, Purpose, Route
 from pointbook_server.validation_codes.rules import new_challenge
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
+from support.clocks import NOW_MS
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code
-from support.harness import NOW_MS, Service, Shop, refused
-from support.points import superuser
-from support.provider_servers import loop_delays
+from support.connections import count_deadlocks, superuser
+from support.provider_servers import LOOP_DELAY_SECONDS_MAX, loop_delays
 from support.redemption import customer_ref, earn
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
 from support.waiting import until
 
 BUYERS = [f"buyer-{number:02}" for number in range(20)]
@@ -43,14 +45,6 @@ async def shop(service: Service, shop: Shop) -> Shop:
         mobile = f"+861381234{number:04}"
         await service.client.put_customer(shop.merchant_id, buyer_id, mobile=mobile, buyers=buyers)
     return shop
-
-
-async def count_deadlocks(service: Service) -> int:
-    """Return the number of deadlocks that the database has detected."""
-    async with superuser(service) as connection:
-        return int(
-            await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-        )
 
 
 async def close(service: Service, databases: Sequence[Database]) -> None:
@@ -85,7 +79,7 @@ def issue_command(shop: Shop, customer: str) -> IssueCommand:
 
 async def run_at_once(calls: Iterable[Any]) -> list[Any]:
     """Run calls at once, and return all their results."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await asyncio.gather(*calls)
 
 
@@ -173,27 +167,26 @@ async def test_hanging_senders_block_neither_the_loop_nor_the_pool(
     service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     messages: list[Message] = []
+    is_over = asyncio.Event()
 
     async def hang(message: Message) -> None:
         messages.append(message)
-        await asyncio.sleep(60)
+        await is_over.wait()
+        raise OSError("connection reset")
 
-    monkeypatch.setattr(codes_module, "DELIVERY_TIMEOUT_SECONDS", 1.5)
+    monkeypatch.setattr(codes_module, "DELIVERY_TIMEOUT_SECONDS", 60.0)
     monkeypatch.setattr(service.outbox, "send", hang)
     hanging = [
         asyncio.ensure_future(refused(issue_code(service.client, shop, customer=customer_ref(shop, name))))
         for name in BUYERS
     ]
     await until(lambda: len(messages) == len(BUYERS))
-    seconds = []
-    async with loop_delays() as delay:
+    async with loop_delays() as delay, asyncio.timeout(30):
         assert service.server._database.connections_in_use == 0
         for _ in range(50):
-            started = time.monotonic()
             assert not await guess_code(service.client, shop, WRONG_CODE, customer=customer_ref(shop, BUYERS[0]))
-            seconds.append(time.monotonic() - started)
             await asyncio.sleep(0.005)
-        assert not any(each.done() for each in hanging)
-        assert delay() < 0.05
-    assert sorted(seconds)[-2] < 0.25
+        assert delay() < LOOP_DELAY_SECONDS_MAX
+    assert not any(call.done() for call in hanging)
+    is_over.set()
     assert {found.reason for found in await run_at_once(hanging)} == {"DELIVERY_FAILED"}

@@ -8,10 +8,13 @@ import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.validation_codes.audit import GuessOutcome
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code, read_audit
-from support.harness import NOW_MS, Client, Service, Shop
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import customer_ref, earn, redeem, redeem_request, reverse, validate_request
+from support.servers import Service
+from support.shops import Shop
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 SMS = redemption_pb2.VALIDATION_TYPE_SMS

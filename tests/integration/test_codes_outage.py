@@ -7,11 +7,14 @@ import grpc
 
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
 from support.codes import CODE_SETTINGS, WRONG_CODE, issue_and_read_code
+from support.connections import superuser
 from support.database_proxy import proxied
-from support.harness import Client, Service, Shop, refusal, server_settings
-from support.points import superuser
 from support.redemption import customer_ref, earn, validate_request
+from support.refusals import refusal
+from support.servers import Service, server_settings
+from support.shops import Shop
 
 ROUNDS = 20
 GUESSES = 8

@@ -9,9 +9,14 @@ import pytest
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_code
-from support.harness import CODE_KEY, NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
 from support.redemption import earn, redeem, redeem_request, validate_request
+from support.refusals import refused
+from support.servers import CODE_KEY, Service, server_settings
+from support.shops import Shop
+from support.unique_names import unique
 
 NEW_KEY = base64.b64encode(b"n" * 32).decode()
 OLD, NEW = {"k1": CODE_KEY}, {"k2": NEW_KEY}

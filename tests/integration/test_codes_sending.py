@@ -7,9 +7,13 @@ import grpc
 import pytest
 
 from pointbook.v1 import identity_pb2, programs_pb2, redemption_pb2
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.codes import issue_code, read_audit
-from support.harness import NOW_MS, Client, Service, Shop, refused
 from support.redemption import customer_ref, earn, validate_request
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL

@@ -7,10 +7,14 @@ import grpc
 import pytest
 
 from pointbook_server.validation_codes.code_format import DIGITS, LETTERS_AND_DIGITS, normalize_code
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.codes import guess_code, issue_and_read_code, read_audit
-from support.harness import NOW_MS, Client, Service, Shop, refused
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import PENDING, earn, redeem, redeem_request, validate_request
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
 
 CODE_ONLY = {"": "$code"}
 DIGIT_CODES = {"message_templates": CODE_ONLY}

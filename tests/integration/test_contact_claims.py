@@ -12,9 +12,10 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.customers import queries
 from pointbook_server.db.database import Connection, Statement
-from pointbook_server.programs.model import Channel
-from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
+from support.connections import count_deadlocks, fetch_rows
 from support.customers import (
     CREATED,
     DELETED,
@@ -23,33 +24,23 @@ from support.customers import (
     TAKEN,
     TYPE_EMAIL,
     TYPE_MOBILE,
+    contacts_of_buyer,
+    customer_update,
     email,
-    everything,
-    found,
+    find_customer_id,
+    find_needless_claims,
     mobile,
-    move,
-    needless_claims,
-    of_buyer,
-    outcome,
-    redact,
-    rows,
-    skipped,
-    update,
-)
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    refusal,
-    refused,
-    server_settings,
-    unique,
+    move_identifier,
+    read_all_tables,
+    redact_customer,
+    skipped_causes,
+    update_outcome,
 )
 from support.redemption import customer_ref, earn, redeem_request, validate_request, violation_codes
+from support.refusals import refusal, refused
+from support.servers import Service, running_server
+from support.shops import Shop
+from support.unique_names import unique
 from support.waiting import until_locks_are_awaited
 
 TYPES = {"mobile": TYPE_MOBILE, "email": TYPE_EMAIL}
@@ -72,7 +63,7 @@ SMS = redemption_pb2.VALIDATION_TYPE_SMS
 
 def stated(shop: Shop, buyer_id: str, second: int, **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
     """Return an update with contacts at a second."""
-    return update(shop, buyer_id, updated_at=at(NOW_MS - 60_000 + second * 1_000), **changes)
+    return customer_update(shop, buyer_id, updated_at=at(NOW_MS - 60_000 + second * 1_000), **changes)
 
 
 async def apply(client: Client, *updates: customers_pb2.ApplyCustomerUpdateRequest) -> list[str]:
@@ -82,7 +73,7 @@ async def apply(client: Client, *updates: customers_pb2.ApplyCustomerUpdateReque
 
 async def contact(client: Client, shop: Shop, buyer_id: str, field: str) -> str:
     """Return a contact of a buyer's customer."""
-    return dict(zip(("mobile", "email"), await of_buyer(client, shop, buyer_id), strict=True))[field]
+    return dict(zip(("mobile", "email"), await contacts_of_buyer(client, shop, buyer_id), strict=True))[field]
 
 
 def buyer_of(shop: Shop, buyer_id: str) -> identity_pb2.Buyer:
@@ -93,12 +84,8 @@ def buyer_of(shop: Shop, buyer_id: str) -> identity_pb2.Buyer:
 @pytest.fixture(scope="module")
 async def clients(service: Service, admin_token: str) -> AsyncIterator[list[Client]]:
     """Clients of two servers on one database."""
-    server = Server(server_settings(), service.database_url, senders={Channel.SMS: Outbox()}, clock=TestClock())
-    await server.start()
-    second = Client(server.port, admin_token)
-    yield [service.client, second]
-    await second.close()
-    await server.stop()
+    async with running_server(service.database_url, admin_token) as (_, second):
+        yield [service.client, second]
 
 
 def _changes() -> list[Any]:
@@ -124,13 +111,13 @@ async def test_a_released_contact_goes_to_its_claimant_in_every_order(
         answers = [await client.customers.ApplyCustomerUpdate(updates[index]) for index in arrival]
 
         owner = answers[arrival.index(2)].customer_id
-        assert await found(client, shop, **{field: freed}) == owner != ""
+        assert await find_customer_id(client, shop, **{field: freed}) == owner != ""
         assert await contact(client, shop, b, field) == freed
         assert await contact(client, shop, a, field) == (newest if value == "new" else "")
         cause = {"": None, "new": None, "taken": TAKEN}.get(value, INVALID)
-        assert skipped(answers[arrival.index(1)]) == ({} if cause is None else {TYPES[field]: cause})
+        assert skipped_causes(answers[arrival.index(1)]) == ({} if cause is None else {TYPES[field]: cause})
         again = await client.customers.ApplyCustomerUpdate(updates[1])
-        assert outcome(again) == "DUPLICATE"
+        assert update_outcome(again) == "DUPLICATE"
 
 
 async def test_an_absent_field_detaches_nothing(client: Client, shop: Shop) -> None:
@@ -140,8 +127,8 @@ async def test_an_absent_field_detaches_nothing(client: Client, shop: Shop) -> N
     )
     await apply(client, stated(shop, "a", 3), stated(shop, "b", 4, mobile=number, email=address))
 
-    assert await of_buyer(client, shop, "a") == (number, "")
-    assert await of_buyer(client, shop, "b") == ("", address)
+    assert await contacts_of_buyer(client, shop, "a") == (number, "")
+    assert await contacts_of_buyer(client, shop, "b") == ("", address)
 
 
 async def test_an_older_invalid_value_detaches_nothing(client: Client, shop: Shop) -> None:
@@ -150,23 +137,23 @@ async def test_an_older_invalid_value_detaches_nothing(client: Client, shop: Sho
     late = await client.customers.ApplyCustomerUpdate(stated(shop, "a", 4, mobile="call me"))
     taken = await client.customers.ApplyCustomerUpdate(stated(shop, "b", 3, mobile=number))
 
-    assert (outcome(late), skipped(late)) == ("OUTDATED", {TYPE_MOBILE: INVALID})
-    assert (outcome(taken), skipped(taken)) == ("APPLIED", {TYPE_MOBILE: TAKEN})
-    assert await of_buyer(client, shop, "a") == (number, "")
+    assert (update_outcome(late), skipped_causes(late)) == ("OUTDATED", {TYPE_MOBILE: INVALID})
+    assert (update_outcome(taken), skipped_causes(taken)) == ("APPLIED", {TYPE_MOBILE: TAKEN})
+    assert await contacts_of_buyer(client, shop, "a") == (number, "")
 
 
 async def test_a_valid_value_older_than_an_invalid_one_is_ignored(client: Client, shop: Shop) -> None:
     await apply(client, stated(shop, "a", 5, mobile="call me"))
     late = await client.customers.ApplyCustomerUpdate(stated(shop, "a", 4, mobile=mobile()))
 
-    assert outcome(late) == "OUTDATED"
-    assert await of_buyer(client, shop, "a") == ("", "")
+    assert update_outcome(late) == "OUTDATED"
+    assert await contacts_of_buyer(client, shop, "a") == ("", "")
 
 
 Act = Callable[[Client, Shop, str], Coroutine[Any, Any, Any]]
 
 
-async def put(client: Client, shop: Shop, customer_id: str, **changes: Any) -> None:
+async def replace_customer(client: Client, shop: Shop, customer_id: str, **changes: Any) -> None:
     """Replace the customer of buyer "a" or "b"."""
     buyer_id = {"alice": "a", "bob": "b"}[customer_id]
     await client.put_customer(shop.merchant_id, customer_id, buyers=[buyer_of(shop, buyer_id)], **changes)
@@ -176,7 +163,7 @@ async def move_another(client: Client, shop: Shop, _number: str) -> None:
     """Move another customer's number to alice."""
     other = mobile()
     await client.put_customer(shop.merchant_id, "giver", mobile=other)
-    await move(client, shop, "giver", "alice", mobile=other)
+    await move_identifier(client, shop, "giver", "alice", mobile=other)
 
 
 FREEING: dict[str, Act] = {
@@ -185,9 +172,9 @@ FREEING: dict[str, Act] = {
     "an unreadable number": lambda client, shop, _: apply(client, stated(shop, "a", 20, mobile="+1")),
     "a deletion": lambda client, shop, _: apply(client, stated(shop, "a", 20, kind=DELETED)),
     "a redaction webhook": lambda client, shop, _: apply(client, stated(shop, "a", 20, kind=REDACTED)),
-    "RedactCustomer": lambda client, shop, _: redact(client, shop, "alice"),
-    "PutCustomer without it": lambda client, shop, _: put(client, shop, "alice"),
-    "PutCustomer with another": lambda client, shop, _: put(client, shop, "alice", mobile=mobile()),
+    "RedactCustomer": lambda client, shop, _: redact_customer(client, shop, "alice"),
+    "PutCustomer without it": lambda client, shop, _: replace_customer(client, shop, "alice"),
+    "PutCustomer with another": lambda client, shop, _: replace_customer(client, shop, "alice", mobile=mobile()),
     "MoveIdentifier of another": move_another,
 }
 
@@ -199,8 +186,8 @@ async def test_a_released_contact_changes_its_claimants_etag_and_pauses_codes(
     number = mobile()
     await client.put_program(shop.merchant_id, shop.store_id, validation={"required": True, **CODE_SETTINGS})
     await earn(client, shop, 500, "b")
-    await put(client, shop, "alice", mobile=number)
-    await put(client, shop, "bob", language="zh", fraud_blocked=False)
+    await replace_customer(client, shop, "alice", mobile=number)
+    await replace_customer(client, shop, "bob", language="zh", fraud_blocked=False)
     assert await apply(client, stated(shop, "b", 10, mobile=number)) == ["bob"]
     by_id = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer_id="bob")
     before = await client.customers.GetCustomer(by_id)
@@ -209,8 +196,8 @@ async def test_a_released_contact_changes_its_claimants_etag_and_pauses_codes(
     after = await client.customers.GetCustomer(by_id)
     assert (after.customer.mobile, after.customer.language) == (number, "zh")
     assert int(after.etag) == int(before.etag) + 1
-    assert await found(client, shop, mobile=number) == "bob"
-    assert await needless_claims(service, shop) == []
+    assert await find_customer_id(client, shop, mobile=number) == "bob"
+    assert await find_needless_claims(service, shop) == []
     error = await refused(issue_code(client, shop, 10, customer=customer_ref(shop, mobile=number), validation_type=SMS))
     assert error.reason == "CONTACT_CHANGED"
 
@@ -218,14 +205,14 @@ async def test_a_released_contact_changes_its_claimants_etag_and_pauses_codes(
 async def move_buyer(client: Client, shop: Shop, _number: str) -> None:
     """Move bob's buyer to a new customer."""
     await client.put_customer(shop.merchant_id, "carol")
-    await move(client, shop, "bob", "carol", buyer=buyer_of(shop, "b"))
+    await move_identifier(client, shop, "bob", "carol", buyer=buyer_of(shop, "b"))
 
 
 async def move_to_bob(client: Client, shop: Shop, _number: str) -> None:
     """Move another customer's number to bob."""
     other = mobile()
     await client.put_customer(shop.merchant_id, "giver", mobile=other)
-    await move(client, shop, "giver", "bob", mobile=other)
+    await move_identifier(client, shop, "giver", "bob", mobile=other)
 
 
 ENDING: dict[str, Act] = {
@@ -234,8 +221,8 @@ ENDING: dict[str, Act] = {
     "an unreadable number": lambda client, shop, _: apply(client, stated(shop, "b", 20, mobile="call me")),
     "a deletion": lambda client, shop, _: apply(client, stated(shop, "b", 20, kind=DELETED)),
     "a redaction webhook": lambda client, shop, _: apply(client, stated(shop, "b", 20, kind=REDACTED)),
-    "RedactCustomer": lambda client, shop, _: redact(client, shop, "bob"),
-    "PutCustomer with another": lambda client, shop, _: put(client, shop, "bob", mobile=mobile()),
+    "RedactCustomer": lambda client, shop, _: redact_customer(client, shop, "bob"),
+    "PutCustomer with another": lambda client, shop, _: replace_customer(client, shop, "bob", mobile=mobile()),
     "PutCustomer without the buyer": lambda client, shop, _: client.put_customer(shop.merchant_id, "bob"),
     "MoveIdentifier of another": move_to_bob,
     "MoveIdentifier of the buyer": move_buyer,
@@ -247,29 +234,29 @@ async def test_a_claim_ends_when_a_newer_change_decides_the_contact(
     service: Service, client: Client, shop: Shop, act: Act
 ) -> None:
     number = mobile()
-    await put(client, shop, "alice", mobile=number)
-    await put(client, shop, "bob")
+    await replace_customer(client, shop, "alice", mobile=number)
+    await replace_customer(client, shop, "bob")
     await apply(client, stated(shop, "b", 10, mobile=number))
     await act(client, shop, number)
-    assert await rows(service, "SELECT * FROM customer_claims WHERE merchant_id = $1", shop.merchant_id) == []
+    assert await fetch_rows(service, "SELECT * FROM customer_claims WHERE merchant_id = $1", shop.merchant_id) == []
     await apply(client, stated(shop, "a", 30, mobile=""))
 
-    assert await found(client, shop, mobile=number) == ""
+    assert await find_customer_id(client, shop, mobile=number) == ""
 
 
 async def pass_on(client: Client, shop: Shop, number: str) -> None:
     """Move alice's number to another customer and back."""
     await client.put_customer(shop.merchant_id, "carol")
-    await move(client, shop, "alice", "carol", mobile=number)
-    assert await found(client, shop, mobile=number) == "carol"
-    await move(client, shop, "carol", "alice", mobile=number)
+    await move_identifier(client, shop, "alice", "carol", mobile=number)
+    assert await find_customer_id(client, shop, mobile=number) == "carol"
+    await move_identifier(client, shop, "carol", "alice", mobile=number)
 
 
 KEEPING: dict[str, Act] = {
     "an update without a number": lambda client, shop, _: apply(client, stated(shop, "b", 20, email=email())),
     "an older number": lambda client, shop, _: apply(client, stated(shop, "b", 5, mobile=mobile())),
     "an older redaction": lambda client, shop, _: apply(client, stated(shop, "b", 5, kind=REDACTED)),
-    "PutCustomer without a number": lambda client, shop, _: put(client, shop, "bob", email=email()),
+    "PutCustomer without a number": lambda client, shop, _: replace_customer(client, shop, "bob", email=email()),
     "the owner's move": pass_on,
 }
 
@@ -277,24 +264,24 @@ KEEPING: dict[str, Act] = {
 @pytest.mark.parametrize("act", KEEPING.values(), ids=KEEPING)
 async def test_a_claim_outlives_changes_that_do_not_concern_the_contact(client: Client, shop: Shop, act: Act) -> None:
     number = mobile()
-    await put(client, shop, "alice", mobile=number)
-    await put(client, shop, "bob")
+    await replace_customer(client, shop, "alice", mobile=number)
+    await replace_customer(client, shop, "bob")
     await apply(client, stated(shop, "b", 10, mobile=number))
     await act(client, shop, number)
     await apply(client, stated(shop, "a", 30, mobile=""))
 
-    assert await found(client, shop, mobile=number) == "bob"
+    assert await find_customer_id(client, shop, mobile=number) == "bob"
 
 
 async def test_a_claim_to_a_moved_contact_is_fulfilled(service: Service, client: Client, shop: Shop) -> None:
     number = mobile()
-    await put(client, shop, "alice", mobile=number)
-    await put(client, shop, "bob")
+    await replace_customer(client, shop, "alice", mobile=number)
+    await replace_customer(client, shop, "bob")
     await apply(client, stated(shop, "b", 10, mobile=number))
-    await move(client, shop, "alice", "bob", mobile=number)
+    await move_identifier(client, shop, "alice", "bob", mobile=number)
 
-    assert await found(client, shop, mobile=number) == "bob"
-    assert await needless_claims(service, shop) == []
+    assert await find_customer_id(client, shop, mobile=number) == "bob"
+    assert await find_needless_claims(service, shop) == []
 
 
 async def test_the_newest_claim_wins_in_every_order(client: Client, shop: Shop) -> None:
@@ -312,9 +299,9 @@ async def test_the_newest_claim_wins_in_every_order(client: Client, shop: Shop) 
         await client.put_customer(shop.merchant_id, owner)
 
         for loser in (3, 2, 1, 0):
-            assert await found(client, shop, mobile=number) == customers[loser]
+            assert await find_customer_id(client, shop, mobile=number) == customers[loser]
             await apply(client, stated(shop, names[loser], 9, mobile=""))
-        assert await found(client, shop, mobile=number) == ""
+        assert await find_customer_id(client, shop, mobile=number) == ""
 
 
 async def test_newer_claims_do_not_detach_an_owners_contact(client: Client, shop: Shop) -> None:
@@ -322,7 +309,7 @@ async def test_newer_claims_do_not_detach_an_owners_contact(client: Client, shop
     [first, *_] = await apply(client, *(stated(shop, f"b-{second}", second, mobile=number) for second in (5, 9, 1)))
     await apply(client, stated(shop, "b-5", 20, mobile=number))
 
-    assert await found(client, shop, mobile=number) == first
+    assert await find_customer_id(client, shop, mobile=number) == first
 
 
 async def test_the_newest_buyer_of_a_customer_decides_its_claim(client: Client, shop: Shop) -> None:
@@ -334,8 +321,8 @@ async def test_the_newest_buyer_of_a_customer_decides_its_claim(client: Client, 
     await apply(client, stated(shop, "b", 5, mobile=number), stated(second, "b", 6, mobile=other))
     await client.put_customer(shop.merchant_id, "alice")
 
-    assert await of_buyer(client, shop, "b") == (other, "")
-    assert await found(client, shop, mobile=number) == ""
+    assert await contacts_of_buyer(client, shop, "b") == (other, "")
+    assert await find_customer_id(client, shop, mobile=number) == ""
 
 
 async def test_a_redaction_erases_claims_and_their_owners_stay(client: Client, service: Service, shop: Shop) -> None:
@@ -344,18 +331,22 @@ async def test_a_redaction_erases_claims_and_their_owners_stay(client: Client, s
         buyer_id, claim = unique("b"), {"mobile": theirs.mobile, "email": theirs.email}
         sent = stated(shop, buyer_id, 5, event_id=unique("digest"), **claim)
         [customer_id] = await apply(client, sent)
-        assert sent.event_id in await everything(service)
+        assert sent.event_id in await read_all_tables(service)
         if by_webhook:
             await apply(client, stated(shop, buyer_id, 6, kind=REDACTED))
         else:
-            await redact(client, shop, customer_id)
+            await redact_customer(client, shop, customer_id)
         late = await client.customers.ApplyCustomerUpdate(sent)
 
-        assert outcome(late) == "REDACTED"
-        left = await everything(service)
+        assert update_outcome(late) == "REDACTED"
+        left = await read_all_tables(service)
         assert (left.count(theirs.mobile), left.count(theirs.email), sent.event_id in left) == (1, 1, False)
     await client.put_customer(shop.merchant_id, "other")
-    assert await found(client, shop, mobile=theirs.mobile) == await found(client, shop, email=theirs.email) == ""
+    assert (
+        await find_customer_id(client, shop, mobile=theirs.mobile)
+        == await find_customer_id(client, shop, email=theirs.email)
+        == ""
+    )
 
 
 @pytest.mark.parametrize("by_webhook", [True, False])
@@ -370,17 +361,17 @@ async def test_a_redaction_erases_claims_of_copies_for_other_stores(
     contacts = {"mobile": number, "email": address}
     [customer_id] = await apply(client, stated(shop, "b", 5, **contacts))
     await apply(client, stated(other, "b", 5, **contacts))
-    newer = update(other, "b", mobile=newer_number, updated_at=at(NOW_MS + 60_000))
+    newer = customer_update(other, "b", mobile=newer_number, updated_at=at(NOW_MS + 60_000))
     if by_webhook:
         await apply(client, newer, stated(shop, "b", 6, kind=REDACTED))
     else:
-        await redact(client, shop, customer_id)
+        await redact_customer(client, shop, customer_id)
         await apply(client, newer)
 
-    left = await everything(service)
+    left = await read_all_tables(service)
     assert (number in left, address in left) == (False, False)
     await client.put_customer(shop.merchant_id, "newer_number")
-    assert await of_buyer(client, other, "b") == (newer_number, "")
+    assert await contacts_of_buyer(client, other, "b") == (newer_number, "")
 
 
 # Codes go with the contact.
@@ -402,7 +393,7 @@ async def test_an_open_code_ends_when_its_contact_is_detached(
 ) -> None:
     theirs = NEW[field]()
     await client.put_customer(shop.merchant_id, "other", **{field: theirs})
-    await put(client, shop, "alice", **{field: NEW[field]()})
+    await replace_customer(client, shop, "alice", **{field: NEW[field]()})
     channel = redemption_pb2.VALIDATION_TYPE_SMS if field == "mobile" else redemption_pb2.VALIDATION_TYPE_EMAIL
     of_alice = customer_ref(shop, "a")
     challenge_id, code = await issue_and_read_code(service, shop, customer=of_alice, validation_type=channel)
@@ -419,8 +410,8 @@ async def test_the_claimants_open_code_ends_and_the_number_is_theirs(
     service: Service, client: Client, shop: Shop
 ) -> None:
     number = mobile()
-    await put(client, shop, "alice", mobile=number)
-    await put(client, shop, "bob", email=email())
+    await replace_customer(client, shop, "alice", mobile=number)
+    await replace_customer(client, shop, "bob", email=email())
     await apply(client, stated(shop, "b", 5, mobile=number))
     of_bob = customer_ref(shop, "b")
     _, code = await issue_and_read_code(
@@ -446,8 +437,8 @@ async def test_a_call_from_a_detached_number_confirms_no_challenge(client: Clien
     missed_call = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
     settings = {"required": True, "channels": [missed_call], "missed_call_number": called}
     await client.put_program(shop.merchant_id, shop.store_id, validation=settings)
-    await put(client, shop, "alice", mobile=number)
-    await put(client, shop, "bob")
+    await replace_customer(client, shop, "alice", mobile=number)
+    await replace_customer(client, shop, "bob")
     await issue_code(client, shop, customer=customer_ref(shop, "a"))
     await apply(client, stated(shop, "b", 5, mobile=number), stated(shop, "a", 6, mobile="call me"))
     call = redemption_pb2.ConfirmMissedCallRequest(
@@ -464,12 +455,6 @@ async def test_a_call_from_a_detached_number_confirms_no_challenge(client: Clien
 # Many at once.
 
 
-async def deadlocks(service: Service) -> int:
-    """Return how many deadlocks the database has ended."""
-    query = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-    return int((await rows(service, query))[0]["deadlocks"])
-
-
 async def test_no_claim_is_lost_between_two_servers(clients: list[Client], service: Service, shop: Shop) -> None:
     chance = random.Random(12)  # noqa: S311 - only chance
     for round_number in range(40):
@@ -481,9 +466,9 @@ async def test_no_claim_is_lost_between_two_servers(clients: list[Client], servi
         chance.shuffle(calls)
         await asyncio.gather(*(one.customers.ApplyCustomerUpdate(sent) for one, sent in calls))
 
-        assert await of_buyer(clients[0], shop, a) == ("", "")
-        assert await of_buyer(clients[0], shop, b) == (contacts["mobile"], contacts["email"])
-    assert await needless_claims(service, shop) == []
+        assert await contacts_of_buyer(clients[0], shop, a) == ("", "")
+        assert await contacts_of_buyer(clients[0], shop, b) == (contacts["mobile"], contacts["email"])
+    assert await find_needless_claims(service, shop) == []
 
 
 @pytest.mark.parametrize("held", ["claim", "hand-over"])
@@ -510,14 +495,14 @@ async def test_no_claim_is_lost_while_the_other_transaction_is_open(
         await clients[0].customers.ApplyCustomerUpdate(first)
     await running[0]
 
-    assert await of_buyer(clients[0], shop, "b") == (number, "")
+    assert await contacts_of_buyer(clients[0], shop, "b") == (number, "")
 
 
 @pytest.mark.parametrize("count", [2, 5])
 async def test_concurrent_rotations_of_contacts_do_not_deadlock(
     clients: list[Client], service: Service, shop: Shop, count: int
 ) -> None:
-    before = await deadlocks(service)
+    before = await count_deadlocks(service)
     for round_number in range(8):
         names = [f"b-{round_number}-{index}" for index in range(count)]
         numbers, addresses = [mobile() for _ in names], [email() for _ in names]
@@ -534,15 +519,15 @@ async def test_concurrent_rotations_of_contacts_do_not_deadlock(
 
         for index, name in enumerate(names):
             expected = (numbers[(index + 1) % count], addresses[index - 1])
-            assert await of_buyer(clients[0], shop, name) == expected
-    assert await needless_claims(service, shop) == []
-    assert await deadlocks(service) == before
+            assert await contacts_of_buyer(clients[0], shop, name) == expected
+    assert await find_needless_claims(service, shop) == []
+    assert await count_deadlocks(service) == before
 
 
 async def test_a_put_and_a_concurrent_claim_of_one_number_do_not_deadlock(
     clients: list[Client], service: Service, shop: Shop
 ) -> None:
-    before = await deadlocks(service)
+    before = await count_deadlocks(service)
     for round_number in range(25):
         name, old, buyer_id = unique("customer"), mobile(), f"b-{round_number}"
         await apply(clients[0], stated(shop, buyer_id, 1, kind=DELETED))
@@ -554,8 +539,8 @@ async def test_a_put_and_a_concurrent_claim_of_one_number_do_not_deadlock(
         answers = await asyncio.gather(*calls, return_exceptions=True)
         errors = {refusal(answer).reason for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
         assert errors <= {"IDENTIFIER_TAKEN"}
-    assert await needless_claims(service, shop) == []
-    assert await deadlocks(service) == before
+    assert await find_needless_claims(service, shop) == []
+    assert await count_deadlocks(service) == before
 
 
 async def test_a_contact_with_many_concurrent_claims_reaches_the_last_claimant(
@@ -570,5 +555,5 @@ async def test_a_contact_with_many_concurrent_claims_reaches_the_last_claimant(
         *(clients[index % 2].customers.ApplyCustomerUpdate(sent) for index, sent in enumerate(updates))
     )
 
-    assert await of_buyer(clients[0], shop, keeper) == (number, "")
-    assert await needless_claims(service, shop) == []
+    assert await contacts_of_buyer(clients[0], shop, keeper) == (number, "")
+    assert await find_needless_claims(service, shop) == []

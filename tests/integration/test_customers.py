@@ -18,6 +18,9 @@ from pointbook_server.programs.model import Channel
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from pointbook_server.webhooks.queries import LOCK_BUYERS_BODIES
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
+from support.connections import fetch_rows
 from support.customers import (
     CREATED,
     DELETED,
@@ -27,36 +30,26 @@ from support.customers import (
     TYPE_EMAIL,
     TYPE_MOBILE,
     UPDATED,
+    contacts_of_buyer,
+    customer_update,
     email,
-    everything,
-    found,
+    find_customer_id,
+    find_needless_claims,
     mobile,
-    move,
-    needless_claims,
-    of_buyer,
-    outcome,
-    redact,
-    rows,
-    skipped,
-    update,
+    move_identifier,
+    read_all_tables,
+    redact_customer,
+    skipped_causes,
+    update_outcome,
 )
 from support.embedded_database import Cluster
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Refusal,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refusal,
-    refused,
-    server_settings,
-    unique,
-)
 from support.json_logs import json_logs
+from support.outbox import Outbox
+from support.refusals import Refusal, refusal, refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 
 def full_customer(shop: Shop, **changes: Any) -> customers_pb2.Customer:
@@ -81,7 +74,9 @@ def full_customer(shop: Shop, **changes: Any) -> customers_pb2.Customer:
     return customers_pb2.Customer(**(values | changes))
 
 
-async def put(client: Client, customer: customers_pb2.Customer, etag: str = "") -> customers_pb2.PutCustomerResponse:
+async def put_customer(
+    client: Client, customer: customers_pb2.Customer, etag: str = ""
+) -> customers_pb2.PutCustomerResponse:
     """Put a customer."""
     return await client.customers.PutCustomer(customers_pb2.PutCustomerRequest(customer=customer, etag=etag))
 
@@ -90,7 +85,7 @@ async def test_put_and_get_return_every_field_of_a_customer(client: Client, shop
     customer = full_customer(shop)
     assert {field.name for field, _ in customer.ListFields()} == set(customers_pb2.Customer.DESCRIPTOR.fields_by_name)
 
-    answer = await put(client, customer)
+    answer = await put_customer(client, customer)
     stored = await client.customers.GetCustomer(
         customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer_id="alice")
     )
@@ -105,13 +100,13 @@ async def test_put_and_get_return_every_field_of_a_customer(client: Client, shop
         {"card_external_id": "cx-1"},
         {"buyer": customer.buyers[0]},
     ):
-        assert await found(client, shop, **identifier) == "alice"
+        assert await find_customer_id(client, shop, **identifier) == "alice"
 
 
 async def test_a_lookup_is_one_statement(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every redemption looks up its customer."""
     customer = full_customer(shop)
-    await put(client, customer)
+    await put_customer(client, customer)
     statements: list[str] = []
     fetch_one = Connection.fetch_one
 
@@ -121,7 +116,7 @@ async def test_a_lookup_is_one_statement(client: Client, shop: Shop, monkeypatch
 
     monkeypatch.setattr(Connection, "fetch_one", record)
     for identifier in ({"mobile": customer.mobile}, {"buyer": customer.buyers[0]}, {"card_number": "card-1"}):
-        assert await found(client, shop, **identifier) == "alice"
+        assert await find_customer_id(client, shop, **identifier) == "alice"
 
     assert len(statements) == 3
 
@@ -133,18 +128,18 @@ async def test_identifiers_are_found_in_every_written_form(client: Client, shop:
     stored = await client.put_customer(shop.merchant_id, "alice", mobile=spaced, email=address.upper())
 
     assert (stored.mobile, stored.email) == (number, address.upper())
-    assert await found(client, shop, mobile=f"{number[:3]}({number[3:6]}) {number[6:]}") == "alice"
-    assert await found(client, shop, email=address.title()) == "alice"
+    assert await find_customer_id(client, shop, mobile=f"{number[:3]}({number[3:6]}) {number[6:]}") == "alice"
+    assert await find_customer_id(client, shop, email=address.title()) == "alice"
 
 
 async def test_putting_a_customer_replaces_every_field(client: Client, shop: Shop) -> None:
     customer = full_customer(shop)
-    await put(client, customer)
+    await put_customer(client, customer)
     bare = customers_pb2.Customer(merchant_id=shop.merchant_id, customer_id="alice")
 
-    answer = await put(client, bare)
+    answer = await put_customer(client, bare)
     customer.customer_id = "bob"
-    other = await put(client, customer)
+    other = await put_customer(client, customer)
 
     assert (answer.customer, answer.etag) == (bare, "2")
     assert other.customer == customer
@@ -164,12 +159,12 @@ async def test_merchants_may_use_the_same_ids_and_identifiers(client: Client, sh
 async def test_an_etag_guards_against_lost_updates(client: Client, shop: Shop) -> None:
     customer = full_customer(shop)
     for etag in ("1", "x", "-1"):
-        error = await refused(put(client, customer, etag))
+        error = await refused(put_customer(client, customer, etag))
         assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "STALE_ETAG")
-    first = await put(client, customer, "0")
-    second = await put(client, customer, first.etag)
+    first = await put_customer(client, customer, "0")
+    second = await put_customer(client, customer, first.etag)
 
-    assert (await refused(put(client, customer, first.etag))).reason == "STALE_ETAG"
+    assert (await refused(put_customer(client, customer, first.etag))).reason == "STALE_ETAG"
     assert second.etag == "2"
 
 
@@ -187,19 +182,19 @@ TAKEN_FIELDS = (
 async def test_every_taken_identifier_is_named_by_its_field(client: Client, shop: Shop) -> None:
     """The error names the fields, and quotes no value."""
     theirs = full_customer(shop)
-    await put(client, theirs)
+    await put_customer(client, theirs)
     ours = full_customer(shop, customer_id="bob", card_numbers=["own", "card-2"])
     ours.mobile, ours.email = theirs.mobile, theirs.email.upper()
     ours.source_identities[0].CopyFrom(theirs.source_identities[0])
 
-    error = await refused(put(client, ours))
+    error = await refused(put_customer(client, ours))
 
     assert (error.code, error.reason) == (grpc.StatusCode.ALREADY_EXISTS, "IDENTIFIER_TAKEN")
     assert set(error.fields) == set(TAKEN_FIELDS)
     assert error.metadata == {"identifier": "customer.mobile"}
     assert theirs.mobile not in str(error)
     assert theirs.email not in str(error).lower()
-    assert await found(client, shop, card_number="own") == ""
+    assert await find_customer_id(client, shop, card_number="own") == ""
     assert await client.customer(shop.merchant_id, "alice") == theirs
 
 
@@ -214,7 +209,7 @@ async def test_two_customers_cannot_swap_identifiers_by_puts(client: Client, sho
             refused(client.put_customer(shop.merchant_id, "bob", mobile=numbers["alice"])),
         )
         assert {answer.reason for answer in answers} == {"IDENTIFIER_TAKEN"}
-    assert await found(client, shop, mobile=numbers["alice"]) == "alice"
+    assert await find_customer_id(client, shop, mobile=numbers["alice"]) == "alice"
 
 
 BUYER = {"store_id": "s", "buyer_id": "b"}
@@ -265,7 +260,7 @@ async def test_each_limit_of_a_customer_is_named_by_its_path(
     client: Client, shop: Shop, name: str, value: Any, path: str
 ) -> None:
     changes: dict[str, Any] = {"buyers": [], name: value}
-    error = await refused(put(client, full_customer(shop, **changes)))
+    error = await refused(put_customer(client, full_customer(shop, **changes)))
 
     assert (error.reason, set(error.fields)) == ("INVALID_FIELDS", {f"customer.{path}"})
     if isinstance(value, str) and len(value) > 5:
@@ -274,7 +269,7 @@ async def test_each_limit_of_a_customer_is_named_by_its_path(
 
 async def test_every_wrong_field_is_named_at_once(client: Client) -> None:
     wrong = customers_pb2.Customer(mobile="1", email="x", card_numbers=[""], language="?")
-    error = await refused(put(client, wrong))
+    error = await refused(put_customer(client, wrong))
     nothing = await refused(client.customers.PutCustomer(customers_pb2.PutCustomerRequest()))
 
     fields = {"merchant_id", "customer_id", "mobile", "email", "card_numbers[0]", "language"}
@@ -321,13 +316,13 @@ async def test_one_of_several_concurrent_puts_gets_a_number(client: Client, shop
         )
         won = [name for name, answer in zip(names, answers, strict=True) if not isinstance(answer, BaseException)]
         errors = {answer.code() for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
-        assert [await found(client, shop, mobile=number)] == won
+        assert [await find_customer_id(client, shop, mobile=number)] == won
         assert errors == {grpc.StatusCode.ALREADY_EXISTS}
 
 
 async def test_concurrent_puts_of_one_customer_all_succeed(client: Client, shop: Shop) -> None:
     puts = [full_customer(shop, language="de" if n % 2 else "fr") for n in range(16)]
-    answers = await asyncio.gather(*(put(client, customer) for customer in puts))
+    answers = await asyncio.gather(*(put_customer(client, customer) for customer in puts))
 
     assert sorted(int(answer.etag) for answer in answers) == list(range(1, 17))
     last = max(answers, key=lambda answer: int(answer.etag))
@@ -349,7 +344,7 @@ async def test_concurrent_puts_of_the_same_keys_never_fail_internally(client: Cl
             buyers=[identity_pb2.Buyer(store_id=shop.store_id, buyer_id=chance.choice("xyz"))],
         )
         try:
-            await put(client, customer)
+            await put_customer(client, customer)
         except grpc.aio.AioRpcError as error:
             return error.code()
         return grpc.StatusCode.OK
@@ -365,23 +360,23 @@ async def test_an_update_creates_the_customer_of_a_buyer(client: Client, shop: S
     first, second = mobile(), mobile()
     address = email()
     created = await client.customers.ApplyCustomerUpdate(
-        update(shop, kind=CREATED, mobile=first, email=address.upper(), updated_at=at(NOW_MS - 9_000))
+        customer_update(shop, kind=CREATED, mobile=first, email=address.upper(), updated_at=at(NOW_MS - 9_000))
     )
-    assert (outcome(created), skipped(created)) == ("APPLIED", {})
-    assert await of_buyer(client, shop) == (first, address.upper())
-    changed = update(shop, mobile=second, updated_at=at(NOW_MS - 8_000))
+    assert (update_outcome(created), skipped_causes(created)) == ("APPLIED", {})
+    assert await contacts_of_buyer(client, shop) == (first, address.upper())
+    changed = customer_update(shop, mobile=second, updated_at=at(NOW_MS - 8_000))
     again = await client.customers.ApplyCustomerUpdate(changed)
     assert again.customer_id == created.customer_id != ""
-    assert await of_buyer(client, shop) == (second, address.upper())
-    await client.customers.ApplyCustomerUpdate(update(shop, email="", updated_at=at(NOW_MS - 7_000)))
-    assert await of_buyer(client, shop) == (second, "")
-    assert await found(client, shop, mobile=first) == ""
+    assert await contacts_of_buyer(client, shop) == (second, address.upper())
+    await client.customers.ApplyCustomerUpdate(customer_update(shop, email="", updated_at=at(NOW_MS - 7_000)))
+    assert await contacts_of_buyer(client, shop) == (second, "")
+    assert await find_customer_id(client, shop, mobile=first) == ""
     repeated = await client.customers.ApplyCustomerUpdate(changed)
-    assert (outcome(repeated), repeated.customer_id) == ("DUPLICATE", created.customer_id)
+    assert (update_outcome(repeated), repeated.customer_id) == ("DUPLICATE", created.customer_id)
 
 
 async def test_an_event_id_with_other_content_is_refused(client: Client, shop: Shop) -> None:
-    sent = update(shop, mobile=mobile())
+    sent = customer_update(shop, mobile=mobile())
     await client.customers.ApplyCustomerUpdate(sent)
     for change in ({"mobile": mobile()}, {"buyer_id": "other"}, {"kind": CREATED}, {"updated_at": at(NOW_MS)}):
         other = customers_pb2.ApplyCustomerUpdateRequest()
@@ -394,16 +389,16 @@ async def test_an_event_id_with_other_content_is_refused(client: Client, shop: S
         error = await refused(client.customers.ApplyCustomerUpdate(other))
         assert (error.code, error.reason) == (grpc.StatusCode.ALREADY_EXISTS, "EVENT_ID_REUSED")
         assert error.metadata == {"event_id": sent.event_id}
-    assert outcome(await client.customers.ApplyCustomerUpdate(sent)) == "DUPLICATE"
+    assert update_outcome(await client.customers.ApplyCustomerUpdate(sent)) == "DUPLICATE"
 
 
 @pytest.mark.parametrize("kind", [DELETED, REDACTED])
 async def test_ignored_contacts_are_not_part_of_the_digest(client: Client, shop: Shop, kind: Any) -> None:
-    sent = update(shop, kind=kind, mobile=mobile(), email=email())
-    bare = update(shop, kind=kind, event_id=sent.event_id)
+    sent = customer_update(shop, kind=kind, mobile=mobile(), email=email())
+    bare = customer_update(shop, kind=kind, event_id=sent.event_id)
 
-    assert outcome(await client.customers.ApplyCustomerUpdate(sent)) == "APPLIED"
-    assert outcome(await client.customers.ApplyCustomerUpdate(bare)) == "DUPLICATE"
+    assert update_outcome(await client.customers.ApplyCustomerUpdate(sent)) == "APPLIED"
+    assert update_outcome(await client.customers.ApplyCustomerUpdate(bare)) == "DUPLICATE"
 
 
 async def test_an_update_never_moves_an_identifier(client: Client, shop: Shop) -> None:
@@ -412,18 +407,18 @@ async def test_an_update_never_moves_an_identifier(client: Client, shop: Shop) -
     address, number = email(), mobile()
 
     with json_logs(servicer_module, status_module) as logs:
-        first = await client.customers.ApplyCustomerUpdate(update(shop, mobile=theirs.mobile, email=address))
+        first = await client.customers.ApplyCustomerUpdate(customer_update(shop, mobile=theirs.mobile, email=address))
         second = await client.customers.ApplyCustomerUpdate(
-            update(shop, mobile="13800000000", email=theirs.email, updated_at=at(NOW_MS - 8_000))
+            customer_update(shop, mobile="13800000000", email=theirs.email, updated_at=at(NOW_MS - 8_000))
         )
         third = await client.customers.ApplyCustomerUpdate(
-            update(shop, mobile=number, email="unknown", updated_at=at(NOW_MS - 7_000))
+            customer_update(shop, mobile=number, email="unknown", updated_at=at(NOW_MS - 7_000))
         )
 
-    assert (outcome(first), skipped(first)) == ("APPLIED", {TYPE_MOBILE: TAKEN})
-    assert (outcome(second), skipped(second)) == ("APPLIED", {TYPE_MOBILE: INVALID, TYPE_EMAIL: TAKEN})
-    assert (outcome(third), skipped(third)) == ("APPLIED", {TYPE_EMAIL: INVALID})
-    assert await of_buyer(client, shop) == (number, "")
+    assert (update_outcome(first), skipped_causes(first)) == ("APPLIED", {TYPE_MOBILE: TAKEN})
+    assert (update_outcome(second), skipped_causes(second)) == ("APPLIED", {TYPE_MOBILE: INVALID, TYPE_EMAIL: TAKEN})
+    assert (update_outcome(third), skipped_causes(third)) == ("APPLIED", {TYPE_EMAIL: INVALID})
+    assert await contacts_of_buyer(client, shop) == (number, "")
     assert await client.customer(shop.merchant_id, "alice") == theirs
     written = logs.getvalue()
     assert "left out" in written
@@ -433,14 +428,16 @@ async def test_an_update_never_moves_an_identifier(client: Client, shop: Shop) -
 
 async def test_an_older_update_sets_only_contacts_that_no_newer_one_has(client: Client, shop: Shop) -> None:
     number, address = mobile(), email()
-    await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 5_000)))
-    older = await client.customers.ApplyCustomerUpdate(update(shop, mobile=mobile(), updated_at=at(NOW_MS - 6_000)))
+    await client.customers.ApplyCustomerUpdate(customer_update(shop, mobile=number, updated_at=at(NOW_MS - 5_000)))
+    older = await client.customers.ApplyCustomerUpdate(
+        customer_update(shop, mobile=mobile(), updated_at=at(NOW_MS - 6_000))
+    )
     partly = await client.customers.ApplyCustomerUpdate(
-        update(shop, mobile=mobile(), email=address, updated_at=at(NOW_MS - 7_000))
+        customer_update(shop, mobile=mobile(), email=address, updated_at=at(NOW_MS - 7_000))
     )
 
-    assert (outcome(older), outcome(partly)) == ("OUTDATED", "APPLIED")
-    assert await of_buyer(client, shop) == (number, address)
+    assert (update_outcome(older), update_outcome(partly)) == ("OUTDATED", "APPLIED")
+    assert await contacts_of_buyer(client, shop) == (number, address)
 
 
 async def test_a_deletion_detaches_and_a_newer_update_restores(client: Client, shop: Shop) -> None:
@@ -453,29 +450,33 @@ async def test_a_deletion_detaches_and_a_newer_update_restores(client: Client, s
         buyers=[{"store_id": shop.store_id, "buyer_id": "buyer"}],
     )
     deleted = await client.customers.ApplyCustomerUpdate(
-        update(shop, kind=DELETED, mobile="ignored", updated_at=at(NOW_MS - 5_000))
+        customer_update(shop, kind=DELETED, mobile="ignored", updated_at=at(NOW_MS - 5_000))
     )
-    assert (outcome(deleted), deleted.customer_id) == ("APPLIED", "alice")
+    assert (update_outcome(deleted), deleted.customer_id) == ("APPLIED", "alice")
     customer.mobile = ""
     assert await client.customer(shop.merchant_id, "alice") == customer
-    late = await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 6_000)))
-    assert outcome(late) == "OUTDATED"
-    await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 4_000)))
-    assert await found(client, shop, mobile=number) == "alice"
-
-    unknown = await client.customers.ApplyCustomerUpdate(update(shop, "gone", kind=DELETED))
-    assert (outcome(unknown), unknown.customer_id) == ("APPLIED", "")
     late = await client.customers.ApplyCustomerUpdate(
-        update(shop, "gone", mobile=mobile(), updated_at=at(NOW_MS - 90_000))
+        customer_update(shop, mobile=number, updated_at=at(NOW_MS - 6_000))
     )
-    assert (outcome(late), late.customer_id) == ("OUTDATED", "")
+    assert update_outcome(late) == "OUTDATED"
+    await client.customers.ApplyCustomerUpdate(customer_update(shop, mobile=number, updated_at=at(NOW_MS - 4_000)))
+    assert await find_customer_id(client, shop, mobile=number) == "alice"
+
+    unknown = await client.customers.ApplyCustomerUpdate(customer_update(shop, "gone", kind=DELETED))
+    assert (update_outcome(unknown), unknown.customer_id) == ("APPLIED", "")
+    late = await client.customers.ApplyCustomerUpdate(
+        customer_update(shop, "gone", mobile=mobile(), updated_at=at(NOW_MS - 90_000))
+    )
+    assert (update_outcome(late), late.customer_id) == ("OUTDATED", "")
 
 
 async def test_an_update_of_an_unknown_store_is_refused(client: Client, shop: Shop) -> None:
     """The error says whether another merchant has the store, for the quarantine."""
     other = Shop(unique("merchant"), shop.store_id)
-    unknown = await refused(client.customers.ApplyCustomerUpdate(update(Shop(shop.merchant_id, unique("store")))))
-    elsewhere = await refused(client.customers.ApplyCustomerUpdate(update(other)))
+    unknown = await refused(
+        client.customers.ApplyCustomerUpdate(customer_update(Shop(shop.merchant_id, unique("store"))))
+    )
+    elsewhere = await refused(client.customers.ApplyCustomerUpdate(customer_update(other)))
 
     assert (unknown.code, unknown.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
     assert "registered_elsewhere" not in unknown.metadata
@@ -484,9 +485,9 @@ async def test_an_update_of_an_unknown_store_is_refused(client: Client, shop: Sh
 
 async def test_each_limit_of_an_update_is_named_by_its_path(client: Client, shop: Shop) -> None:
     nothing = await refused(client.customers.ApplyCustomerUpdate(customers_pb2.ApplyCustomerUpdateRequest()))
-    wrong = update(shop, kind=9, mobile="1" * 65, email="x" * 321, updated_at=at(NOW_MS + 2 * 86_400_000))
+    wrong = customer_update(shop, kind=9, mobile="1" * 65, email="x" * 321, updated_at=at(NOW_MS + 2 * 86_400_000))
     error = await refused(client.customers.ApplyCustomerUpdate(wrong))
-    old = await refused(client.customers.ApplyCustomerUpdate(update(shop, updated_at=at(1))))
+    old = await refused(client.customers.ApplyCustomerUpdate(customer_update(shop, updated_at=at(1))))
 
     assert set(nothing.fields) == {"event_id", "merchant_id", "store_id", "buyer_id", "kind", "updated_at"}
     assert set(error.fields) == {"kind", "updated_at"}
@@ -494,12 +495,12 @@ async def test_each_limit_of_an_update_is_named_by_its_path(client: Client, shop
 
 
 async def test_concurrent_copies_of_an_update_are_applied_once(client: Client, shop: Shop) -> None:
-    sent = update(shop, mobile=mobile(), email=email())
+    sent = customer_update(shop, mobile=mobile(), email=email())
     answers = await asyncio.gather(*(client.customers.ApplyCustomerUpdate(sent) for _ in range(30)))
 
-    assert sorted(map(outcome, answers)) == ["APPLIED"] + ["DUPLICATE"] * 29
+    assert sorted(map(update_outcome, answers)) == ["APPLIED"] + ["DUPLICATE"] * 29
     assert len({answer.customer_id for answer in answers}) == 1
-    assert await of_buyer(client, shop) == (sent.mobile, sent.email)
+    assert await contacts_of_buyer(client, shop) == (sent.mobile, sent.email)
 
 
 async def test_the_newest_of_several_concurrent_updates_remains(client: Client, shop: Shop) -> None:
@@ -514,20 +515,20 @@ async def test_the_newest_of_several_concurrent_updates_remains(client: Client, 
             buyers=[identity_pb2.Buyer(store_id=own.store_id, buyer_id=buyer) for buyer, own in shops.items()],
         )
         updates = [
-            update(shops[buyer], buyer, mobile=mobile(), updated_at=at(NOW_MS - n * 1_000))
+            customer_update(shops[buyer], buyer, mobile=mobile(), updated_at=at(NOW_MS - n * 1_000))
             for n, buyer in enumerate(buyer_ids * 6)
         ]
         random.shuffle(updates)
         answers = await asyncio.gather(*map(client.customers.ApplyCustomerUpdate, updates))
         newest = max(updates, key=lambda sent: sent.updated_at.seconds)
-        assert {outcome(answer) for answer in answers} <= {"APPLIED", "OUTDATED"}
-        assert await of_buyer(client, shop, buyer_ids[0]) == (newest.mobile, "")
+        assert {update_outcome(answer) for answer in answers} <= {"APPLIED", "OUTDATED"}
+        assert await contacts_of_buyer(client, shop, buyer_ids[0]) == (newest.mobile, "")
 
 
 async def test_one_of_several_concurrent_updates_gets_a_number(client: Client, shop: Shop) -> None:
     number = mobile()
     answers = await asyncio.gather(
-        *(client.customers.ApplyCustomerUpdate(update(shop, f"b{n}", mobile=number)) for n in range(20))
+        *(client.customers.ApplyCustomerUpdate(customer_update(shop, f"b{n}", mobile=number)) for n in range(20))
     )
 
     assert sorted(len(answer.skipped_identifiers) for answer in answers) == [0] + [1] * 19
@@ -537,7 +538,7 @@ async def test_one_of_several_concurrent_updates_gets_a_number(client: Client, s
 async def test_every_kind_of_key_can_be_moved(client: Client, service: Service, shop: Shop) -> None:
     """The receiver's own number is released, and the audit has no value."""
     customer = full_customer(shop)
-    await put(client, customer)
+    await put_customer(client, customer)
     old = mobile()
     await client.put_customer(shop.merchant_id, "bob", mobile=old, card_numbers=["own"])
     moves: list[dict[str, Any]] = [
@@ -550,8 +551,8 @@ async def test_every_kind_of_key_can_be_moved(client: Client, service: Service, 
         {"source_identity": customer.source_identities[0]},
     ]
     for number, identifier in enumerate(moves, 2):
-        assert await move(client, shop, "alice", "bob", **identifier) == (str(number), str(number))
-        assert await move(client, shop, "alice", "bob", **identifier) == (str(number), str(number))
+        assert await move_identifier(client, shop, "alice", "bob", **identifier) == (str(number), str(number))
+        assert await move_identifier(client, shop, "alice", "bob", **identifier) == (str(number), str(number))
 
     bob = await client.customer(shop.merchant_id, "bob")
     assert (bob.mobile, bob.email, bob.external_id) == (customer.mobile, customer.email, "crm-1")
@@ -559,8 +560,8 @@ async def test_every_kind_of_key_can_be_moved(client: Client, service: Service, 
     assert (bob.buyers, bob.source_identities) == (customer.buyers, customer.source_identities)
     alice = await client.customer(shop.merchant_id, "alice")
     assert (alice.mobile, list(alice.card_numbers), len(alice.buyers)) == ("", ["card-2"], 0)
-    assert await found(client, shop, mobile=old) == ""
-    audit = await rows(service, "SELECT * FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
+    assert await find_customer_id(client, shop, mobile=old) == ""
+    audit = await fetch_rows(service, "SELECT * FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
     assert {row["kind"] for row in audit} == {
         "MOBILE", "EMAIL", "EXTERNAL_ID", "CARD_NUMBER", "CARD_EXTERNAL_ID", "BUYER", "WECHAT MOBILE",
     }  # fmt: skip
@@ -572,22 +573,22 @@ async def test_every_kind_of_key_can_be_moved(client: Client, service: Service, 
 
 async def test_audit_rows_cannot_be_changed(client: Client, service: Service, shop: Shop) -> None:
     await client.put_customer(shop.merchant_id, "alice")
-    await redact(client, shop, "alice")
+    await redact_customer(client, shop, "alice")
     for query in ("UPDATE customer_audit SET reason = ''", "DELETE FROM customer_audit", "TRUNCATE customer_audit"):
         with pytest.raises(asyncpg.RestrictViolationError):
-            await rows(service, query)
+            await fetch_rows(service, query)
 
 
 async def test_moves_that_are_refused(client: Client, shop: Shop) -> None:
     customer = full_customer(shop)
-    await put(client, customer)
+    await put_customer(client, customer)
     full = [f"card {n}".replace(" ", "-") for n in range(10, 60)]
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="other")]
     await client.put_customer(shop.merchant_id, "bob", card_numbers=full, buyers=buyers)
     await client.put_customer(shop.merchant_id, "carol")
 
     async def refusal_of(giver: str, receiver: str, **identifier: Any) -> tuple[str, Any]:
-        error = await refused(move(client, shop, giver, receiver, **identifier))
+        error = await refused(move_identifier(client, shop, giver, receiver, **identifier))
         assert customer.mobile not in str(error)
         return error.reason, set(error.fields) or dict(error.metadata)
 
@@ -613,7 +614,7 @@ async def test_concurrent_moves_in_a_circle_end_with_one_owner(client: Client, s
 
     async def move_card(giver: str, receiver: str) -> str:
         try:
-            await move(client, shop, giver, receiver, card_number="card")
+            await move_identifier(client, shop, giver, receiver, card_number="card")
         except grpc.aio.AioRpcError as error:
             return error.code().name
         return "OK"
@@ -624,10 +625,10 @@ async def test_concurrent_moves_in_a_circle_end_with_one_owner(client: Client, s
 
     assert set(codes) <= {"OK", "ALREADY_EXISTS"}
     owners = [name for name in names if list((await client.customer(shop.merchant_id, name)).card_numbers) == ["card"]]
-    assert [await found(client, shop, card_number="card")] == owners
+    assert [await find_customer_id(client, shop, card_number="card")] == owners
 
 
-async def quarantine(client: Client, shop: Shop, body: bytes, topic: str = "customers/update") -> str:
+async def quarantine_webhook(client: Client, shop: Shop, body: bytes, topic: str = "customers/update") -> str:
     """Quarantine a webhook."""
     request = webhooks_pb2.QuarantineWebhookRequest(
         merchant_id=shop.merchant_id, topic=topic, body=body, reason=webhooks_pb2.QUARANTINE_REASON_MALFORMED
@@ -646,31 +647,31 @@ async def test_a_redaction_leaves_no_personal_data(
     client: Client, service: Service, shop: Shop, *, by_webhook: bool
 ) -> None:
     customer = full_customer(shop, external_id="crm-private-7", card_numbers=["card-private-7"])
-    await put(client, customer)
+    await put_customer(client, customer)
     contacts, old_mobile = email(), mobile()
-    sent = update(shop, mobile=old_mobile, email=contacts, event_id=unique("digest"))
+    sent = customer_update(shop, mobile=old_mobile, email=contacts, event_id=unique("digest"))
     await client.customers.ApplyCustomerUpdate(sent)
     await client.apply(shop.update("buyer"))
     note = b', "x": "%s"}' % shop.store_id.encode()
-    ours = await quarantine(client, shop, b'{"id": "buyer", "email": "private@example.com"' + note)
-    also = await quarantine(client, shop, b'{"customer": {"id": "buyer"}' + note, "customers/redact")
-    elsewhere = await quarantine(
+    ours = await quarantine_webhook(client, shop, b'{"id": "buyer", "email": "private@example.com"' + note)
+    also = await quarantine_webhook(client, shop, b'{"customer": {"id": "buyer"}' + note, "customers/redact")
+    elsewhere = await quarantine_webhook(
         client, shop, b'{"id": "buyer", "phone": "1"' + note, "app_memberSystem_points/challenged"
     )
-    other = await quarantine(client, shop, b'{"id": "other"' + note)
-    before = await everything(service)
+    other = await quarantine_webhook(client, shop, b'{"id": "other"' + note)
+    before = await read_all_tables(service)
     assert old_mobile in before
     assert sent.event_id in before
 
     if by_webhook:
-        redaction = update(shop, kind=REDACTED, updated_at=at(NOW_MS - 1_000))
+        redaction = customer_update(shop, kind=REDACTED, updated_at=at(NOW_MS - 1_000))
         answer = await client.customers.ApplyCustomerUpdate(redaction)
-        assert (outcome(answer), answer.customer_id) == ("APPLIED", "alice")
-        assert outcome(await client.customers.ApplyCustomerUpdate(redaction)) == "DUPLICATE"
+        assert (update_outcome(answer), answer.customer_id) == ("APPLIED", "alice")
+        assert update_outcome(await client.customers.ApplyCustomerUpdate(redaction)) == "DUPLICATE"
     else:
-        assert await redact(client, shop, "alice") == NOW_MS
+        assert await redact_customer(client, shop, "alice") == NOW_MS
 
-    left = await everything(service)
+    left = await read_all_tables(service)
     for private in (
         customer.mobile, customer.email, old_mobile, contacts, "crm-private-7", "card-private-7",
         customer.source_identities[0].value, sent.event_id,
@@ -686,19 +687,21 @@ async def test_a_redaction_leaves_no_personal_data(
         assert (stored.body, stored.body_erased) == (b"", True)
     assert (await quarantined(client, shop, other)).body == b'{"id": "other"' + note
     late = await client.customers.ApplyCustomerUpdate(sent)
-    assert (outcome(late), late.customer_id) == ("REDACTED", "alice")
+    assert (update_outcome(late), late.customer_id) == ("REDACTED", "alice")
     assert await client.customer(shop.merchant_id, "alice") == bare
-    audit = await rows(service, "SELECT reason FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
+    audit = await fetch_rows(service, "SELECT reason FROM customer_audit WHERE merchant_id = $1", shop.merchant_id)
     assert [row["reason"] for row in audit] == ["customers/redact" if by_webhook else "requested by letter"]
     for place in ("", shop.merchant_id):
         query = """
             SELECT bytes, (SELECT coalesce(sum(kept_bytes), 0) FROM quarantined_webhooks WHERE merchant_id = $1) AS s
             FROM quarantine_usage WHERE merchant_id = $1
         """
-        [used] = await rows(service, query, place)
+        [used] = await fetch_rows(service, query, place)
         assert used["bytes"] == used["s"]
-    newer = await client.customers.ApplyCustomerUpdate(update(shop, mobile=mobile(), updated_at=at(NOW_MS + 1)))
-    assert outcome(newer) == "APPLIED"
+    newer = await client.customers.ApplyCustomerUpdate(
+        customer_update(shop, mobile=mobile(), updated_at=at(NOW_MS + 1))
+    )
+    assert update_outcome(newer) == "APPLIED"
 
 
 async def test_a_redaction_erases_copies_under_unknown_merchants(client: Client, shop: Shop) -> None:
@@ -707,11 +710,11 @@ async def test_a_redaction_erases_copies_under_unknown_merchants(client: Client,
     await client.put_store(other.merchant_id, other.store_id)
     nobodys = [Shop(unique("merchant"), ""), Shop("", "")]
     bodies = {place: b'{"id": "%s", "n": %d}' % (buyer_id.encode(), n) for n, place in enumerate([*nobodys, other])}
-    ids = {place: await quarantine(client, place, body) for place, body in bodies.items()}
+    ids = {place: await quarantine_webhook(client, place, body) for place, body in bodies.items()}
     await client.put_customer(
         shop.merchant_id, "alice", buyers=[identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)]
     )
-    await redact(client, shop, "alice")
+    await redact_customer(client, shop, "alice")
 
     for place in nobodys:
         assert (await quarantined(client, place, ids[place])).body_erased
@@ -719,52 +722,52 @@ async def test_a_redaction_erases_copies_under_unknown_merchants(client: Client,
 
 
 async def test_a_redaction_of_an_unknown_buyer_stores_only_a_hash(client: Client, service: Service, shop: Shop) -> None:
-    redaction = update(shop, "unregistered-9", kind=REDACTED)
+    redaction = customer_update(shop, "unregistered-9", kind=REDACTED)
     redacted = await client.customers.ApplyCustomerUpdate(redaction)
-    assert (outcome(redacted), redacted.customer_id) == ("APPLIED", "")
-    stored = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
+    assert (update_outcome(redacted), redacted.customer_id) == ("APPLIED", "")
+    stored = await fetch_rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
     late = await client.customers.ApplyCustomerUpdate(
-        update(shop, "unregistered-9", mobile=mobile(), updated_at=at(NOW_MS - 99_000))
+        customer_update(shop, "unregistered-9", mobile=mobile(), updated_at=at(NOW_MS - 99_000))
     )
     again = await client.customers.ApplyCustomerUpdate(redaction)
-    still = await rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
+    still = await fetch_rows(service, "SELECT 1 FROM customer_buyers WHERE buyer_id = 'unregistered-9'")
 
-    assert (outcome(late), outcome(again), stored, still) == ("REDACTED", "DUPLICATE", [], [])
+    assert (update_outcome(late), update_outcome(again), stored, still) == ("REDACTED", "DUPLICATE", [], [])
 
 
 async def test_a_redaction_keeps_contacts_of_newer_updates(client: Client, shop: Shop) -> None:
     number, address = mobile(), email()
-    await client.customers.ApplyCustomerUpdate(update(shop, email=address, updated_at=at(NOW_MS - 9_000)))
-    await client.customers.ApplyCustomerUpdate(update(shop, mobile=number, updated_at=at(NOW_MS - 5_000)))
-    await client.customers.ApplyCustomerUpdate(update(shop, kind=REDACTED, updated_at=at(NOW_MS - 7_000)))
+    await client.customers.ApplyCustomerUpdate(customer_update(shop, email=address, updated_at=at(NOW_MS - 9_000)))
+    await client.customers.ApplyCustomerUpdate(customer_update(shop, mobile=number, updated_at=at(NOW_MS - 5_000)))
+    await client.customers.ApplyCustomerUpdate(customer_update(shop, kind=REDACTED, updated_at=at(NOW_MS - 7_000)))
 
-    assert await of_buyer(client, shop) == (number, "")
+    assert await contacts_of_buyer(client, shop) == (number, "")
 
 
 async def test_an_operators_redaction_erases_updates_dated_in_the_future(client: Client, shop: Shop) -> None:
     """SHOPLINE's clock may be ahead."""
-    ahead = update(shop, mobile=mobile(), updated_at=at(NOW_MS + 60_000))
+    ahead = customer_update(shop, mobile=mobile(), updated_at=at(NOW_MS + 60_000))
     applied = await client.customers.ApplyCustomerUpdate(ahead)
 
-    assert await redact(client, shop, applied.customer_id) == NOW_MS + 60_000
-    assert outcome(await client.customers.ApplyCustomerUpdate(ahead)) == "REDACTED"
-    assert await of_buyer(client, shop) == ("", "")
+    assert await redact_customer(client, shop, applied.customer_id) == NOW_MS + 60_000
+    assert update_outcome(await client.customers.ApplyCustomerUpdate(ahead)) == "REDACTED"
+    assert await contacts_of_buyer(client, shop) == ("", "")
 
 
 async def test_an_operators_redaction_erases_digests_of_skipped_future_updates(
     client: Client, service: Service, shop: Shop
 ) -> None:
     theirs = (await client.put_customer(shop.merchant_id, "other", mobile=mobile())).mobile
-    ahead = update(shop, mobile=theirs, updated_at=at(NOW_MS + 60_000))
+    ahead = customer_update(shop, mobile=theirs, updated_at=at(NOW_MS + 60_000))
     applied = await client.customers.ApplyCustomerUpdate(ahead)
-    assert ahead.event_id in await everything(service)
+    assert ahead.event_id in await read_all_tables(service)
 
-    assert await redact(client, shop, applied.customer_id) == NOW_MS + 60_000
-    assert ahead.event_id not in await everything(service)
+    assert await redact_customer(client, shop, applied.customer_id) == NOW_MS + 60_000
+    assert ahead.event_id not in await read_all_tables(service)
 
 
 async def test_a_redaction_needs_a_known_customer_and_a_reason(client: Client, shop: Shop) -> None:
-    error = await refused(redact(client, shop, "unknown"))
+    error = await refused(redact_customer(client, shop, "unknown"))
     nothing = await refused(client.customers.RedactCustomer(customers_pb2.RedactCustomerRequest()))
 
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
@@ -780,15 +783,15 @@ async def test_tombstones_outlive_a_key_rotation(service: Service, admin_token: 
         await server.start()
         own = Client(server.port, admin_token)
         try:
-            return outcome(await own.customers.ApplyCustomerUpdate(sent))
+            return update_outcome(await own.customers.ApplyCustomerUpdate(sent))
         except grpc.aio.AioRpcError as error:
             return refusal(error).reason
         finally:
             await own.close()
             await server.stop()
 
-    redaction = update(shop, kind=REDACTED)
-    late = update(shop, mobile=mobile(), updated_at=at(NOW_MS - 70_000))
+    redaction = customer_update(shop, kind=REDACTED)
+    late = customer_update(shop, mobile=mobile(), updated_at=at(NOW_MS - 70_000))
     assert await apply_on_server({}, redaction) == "KEY_NOT_CONFIGURED"
     assert await apply_on_server({"old": old}, redaction) == "APPLIED"
     assert await apply_on_server({"new": new, "old": old}, late) == "REDACTED"
@@ -800,13 +803,13 @@ async def test_no_older_update_remains_after_a_concurrent_redaction(
 ) -> None:
     for _ in range(6):
         buyer = unique("buyer")
-        older = [update(shop, buyer, mobile=mobile(), updated_at=at(NOW_MS - 9_000 - n)) for n in range(8)]
-        calls = [*older, update(shop, buyer, kind=REDACTED, updated_at=at(NOW_MS - 8_000))]
+        older = [customer_update(shop, buyer, mobile=mobile(), updated_at=at(NOW_MS - 9_000 - n)) for n in range(8)]
+        calls = [*older, customer_update(shop, buyer, kind=REDACTED, updated_at=at(NOW_MS - 8_000))]
         random.shuffle(calls)
         answers = await asyncio.gather(*map(client.customers.ApplyCustomerUpdate, calls))
-        assert {outcome(answer) for answer in answers} <= {"APPLIED", "OUTDATED", "REDACTED"}
-        assert await of_buyer(client, shop, buyer) == ("", "")
-        left = await everything(service)
+        assert {update_outcome(answer) for answer in answers} <= {"APPLIED", "OUTDATED", "REDACTED"}
+        assert await contacts_of_buyer(client, shop, buyer) == ("", "")
+        left = await read_all_tables(service)
         assert not any(sent.mobile in left or sent.event_id in left for sent in older)
 
 
@@ -820,7 +823,7 @@ async def test_quarantine_usage_is_right_after_a_concurrent_redaction(
         if statement is LOCK_BUYERS_BODIES:
             first.append(
                 asyncio.ensure_future(
-                    quarantine(client, shop, b'{"id": "buyer", "store_id": "%s"}' % shop.store_id.encode())
+                    quarantine_webhook(client, shop, b'{"id": "buyer", "store_id": "%s"}' % shop.store_id.encode())
                 )
             )
             await asyncio.wait(first, timeout=0.5)
@@ -828,11 +831,11 @@ async def test_quarantine_usage_is_right_after_a_concurrent_redaction(
 
     with monkeypatch.context() as patch:
         patch.setattr(Connection, "fetch", quarantine_meanwhile)
-        await client.customers.ApplyCustomerUpdate(update(shop, kind=REDACTED))
+        await client.customers.ApplyCustomerUpdate(customer_update(shop, kind=REDACTED))
     await first[0]
 
     query = "SELECT u.bytes, q.kept_bytes FROM quarantine_usage u NATURAL JOIN quarantined_webhooks q"
-    [room] = await rows(service, f"{query} WHERE merchant_id = $1", shop.merchant_id)
+    [room] = await fetch_rows(service, f"{query} WHERE merchant_id = $1", shop.merchant_id)
     assert room["bytes"] == room["kept_bytes"]
 
 
@@ -842,7 +845,7 @@ async def test_identifiers_never_reach_errors_or_logs(client: Client, shop: Shop
         errors = [
             await refused(client.put_customer(shop.merchant_id, "bob", mobile=theirs.mobile, email=theirs.email)),
             await refused(client.put_customer(shop.merchant_id, "bob", mobile=f"{theirs.mobile}x")),
-            await refused(move(client, shop, "alice", "unknown", mobile=theirs.mobile)),
+            await refused(move_identifier(client, shop, "alice", "unknown", mobile=theirs.mobile)),
         ]
     written = logs.getvalue() + str(errors)
 
@@ -873,7 +876,9 @@ async def test_the_databases_own_log_quotes_no_identifier(
     }
     contacts = {name: shared[name] for name in ("mobile", "email")}
     puts = [client.put_customer(shop.merchant_id, f"c-{number}", **shared) for number in range(20)]
-    updates = [client.customers.ApplyCustomerUpdate(update(shop, f"b-{number}", **contacts)) for number in range(20)]
+    updates = [
+        client.customers.ApplyCustomerUpdate(customer_update(shop, f"b-{number}", **contacts)) for number in range(20)
+    ]
     await asyncio.gather(*puts, *updates, return_exceptions=True)
     await client.close()
     await server.stop()
@@ -907,11 +912,11 @@ async def test_concurrent_puts_updates_moves_and_redactions_never_deadlock(
                 shop.merchant_id, giver, mobile=number, card_numbers=some_cards, buyers=[buyer]
             ),
             lambda: client.customers.ApplyCustomerUpdate(
-                update(shop, buyer.buyer_id, kind=kind, mobile=number, updated_at=at(NOW_MS - second * 1_000))
+                customer_update(shop, buyer.buyer_id, kind=kind, mobile=number, updated_at=at(NOW_MS - second * 1_000))
             ),
-            lambda: move(client, shop, giver, receiver, card_number=some_cards[0]),
-            lambda: move(client, shop, giver, receiver, buyer=buyer),
-            lambda: redact(client, shop, giver),
+            lambda: move_identifier(client, shop, giver, receiver, card_number=some_cards[0]),
+            lambda: move_identifier(client, shop, giver, receiver, buyer=buyer),
+            lambda: redact_customer(client, shop, giver),
         )
         return chance.choices(calls, [8, 8, 3, 3, 1])[0]()
 
@@ -920,7 +925,7 @@ async def test_concurrent_puts_updates_moves_and_redactions_never_deadlock(
     errors = {answer.code().name for answer in answers if isinstance(answer, grpc.aio.AioRpcError)}
     assert errors <= {"ALREADY_EXISTS", "NOT_FOUND", "INVALID_ARGUMENT"}
     single = "customer_id, kind FROM customer_identifiers WHERE kind = 'MOBILE' AND source = '' AND merchant_id = $1"
-    assert await rows(service, f"SELECT {single} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
+    assert await fetch_rows(service, f"SELECT {single} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
     in_store = "customer_id, store_id FROM customer_buyers WHERE customer_id IS NOT NULL AND merchant_id = $1"
-    assert await rows(service, f"SELECT {in_store} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
-    assert await needless_claims(service, shop) == []
+    assert await fetch_rows(service, f"SELECT {in_store} GROUP BY 1, 2 HAVING count(*) > 1", shop.merchant_id) == []
+    assert await find_needless_claims(service, shop) == []

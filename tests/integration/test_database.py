@@ -17,7 +17,7 @@ from pointbook_server.db.connection_pool import KEEPALIVE_OPTIONS
 from pointbook_server.db.database import Connection, Database, Statement
 from pointbook_server.errors import PointbookError, Reason
 from support.database_proxy import proxied
-from support.harness import unique
+from support.unique_names import unique
 
 ISOLATION = Statement(text("SELECT current_setting('transaction_isolation') AS level"))
 NOT_PREPARED = Statement(text("SELECT count(*) FROM stores"))

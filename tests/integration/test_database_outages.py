@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import asyncpg
 import grpc
 import pytest
 from sqlalchemy import text
@@ -17,11 +16,18 @@ from pointbook_server.db import database as database_module
 from pointbook_server.db import database_health as database_health_module
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import TestClock
+from support.connections import connected
 from support.database_proxy import DatabaseProxy, proxied
 from support.embedded_database import Cluster
-from support.harness import Client, Outbox, Shop, TestClock, make_token, server_settings, unique
 from support.json_logs import json_logs
-from support.processes import grpc_health
+from support.outbox import Outbox
+from support.probes import grpc_health
+from support.servers import server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 DETECTION_SECONDS_MAX = 5.0
@@ -45,7 +51,7 @@ async def own(cluster: Cluster, database_url: str) -> OwnDatabase:  # noqa: ARG0
     """A database for one test."""
     url = await cluster.clone("pointbook_template")
     shop = Shop(unique("merchant"), unique("store"))
-    async with operator_of(url) as operator:
+    async with connected(url) as operator:
         await operator.execute(
             "INSERT INTO stores (merchant_id, store_id, shop_domain, display_name, revision, updated_at_ms)"
             " VALUES ($1, $2, '', '', 1, 0)",
@@ -53,16 +59,6 @@ async def own(cluster: Cluster, database_url: str) -> OwnDatabase:  # noqa: ARG0
             shop.store_id,
         )
     return OwnDatabase(url, shop, await make_token(url, [ALL_MERCHANTS], list(Scope)))
-
-
-@contextlib.asynccontextmanager
-async def operator_of(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection as superuser."""
-    connection = await asyncpg.connect(url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 @dataclass
@@ -191,7 +187,7 @@ async def test_call_cancelled_on_a_frozen_connection_frees_its_slot(own: OwnData
 
 async def test_read_only_connections_are_replaced_when_new_ones_can_write(own: OwnDatabase) -> None:
     """After a failover behind one address, old connections reach the standby."""
-    async with operator_of(own.url) as operator:
+    async with connected(own.url) as operator:
         name = await operator.fetchval("SELECT current_database()")
         await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
         async with serving(own) as site:
@@ -206,7 +202,7 @@ async def test_read_only_connections_are_replaced_when_new_ones_can_write(own: O
 async def test_health_detects_read_only_from_calls(own: OwnDatabase) -> None:
     """Its own connection is older than the change, and still writable."""
     with json_logs(database_module, database_health_module) as written:
-        async with operator_of(own.url) as operator, serving(own) as site:
+        async with connected(own.url) as operator, serving(own) as site:
             name = await operator.fetchval("SELECT current_database()")
             await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
             # Maintenance may have opened a connection earlier.
@@ -245,7 +241,7 @@ async def test_health_reports_a_full_disk_until_space_is_free(
     fill = database_module.Statement(text("SELECT fill_disk()"))
     monkeypatch.setattr(database_health_module, "SORT_ON_DISK", fill)
     with json_logs(database_module, database_health_module) as written:
-        async with operator_of(own.url) as operator, serving(own) as site:
+        async with connected(own.url) as operator, serving(own) as site:
             await operator.execute(DISK_IS_FULL)
             assert await site.is_serving()
             await operator.execute(FAIL_INSERTS)
@@ -262,7 +258,7 @@ async def test_health_reports_a_full_disk_until_space_is_free(
 
 async def test_disk_check_succeeds_with_free_space(own: OwnDatabase) -> None:
     """It writes to the disk, and needs no privilege."""
-    async with operator_of(own.url) as operator:
+    async with connected(own.url) as operator:
         role = unique("role").replace("-", "_")
         await operator.execute(f"CREATE ROLE {role} LOGIN")
         database = database_module.Database(own.url.replace("pointbook@", f"{role}@", 1), pool_size=1)
@@ -284,7 +280,7 @@ async def test_disk_check_succeeds_with_free_space(own: OwnDatabase) -> None:
 async def test_slow_database_keeps_its_connections(own: OwnDatabase) -> None:
     """A check that waits for a lock fails, while calls still succeed."""
     with json_logs(database_health_module) as written:
-        async with operator_of(own.url) as operator, serving(own) as site:
+        async with connected(own.url) as operator, serving(own) as site:
             async with operator.transaction():
                 await operator.execute("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
                 await until(site.is_not_serving)

@@ -19,6 +19,7 @@ from pointbook_server.programs.model import Channel
 from support.json_logs import json_logs
 from support.provider_servers import (
     CODE,
+    LOOP_DELAY_SECONDS_MAX,
     MESSAGE,
     TEXT,
     HttpServer,
@@ -137,10 +138,10 @@ async def test_hanging_provider_blocks_neither_the_loop_nor_its_caller(provider:
     began = time.monotonic()
     async with loop_delays() as delay:
         with pytest.raises(TimeoutError) as caught:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(1):
                 await sender.send(SMS)
-        assert delay() < 0.05
-    assert time.monotonic() - began < 5.5
+        assert delay() < LOOP_DELAY_SECONDS_MAX
+    assert time.monotonic() - began < 3
     assert secrets_in(error_chain_text(caught.value)) == []
     await sender.aclose()
 
@@ -165,7 +166,10 @@ async def test_message_without_a_free_thread_is_unreachable_and_never_sent(
     assert len(provider.requests) == THREADS_MAX
 
 
-async def test_burst_of_messages_keeps_to_the_thread_limit(provider: HttpServer) -> None:
+async def test_burst_of_messages_keeps_to_the_thread_limit(
+    provider: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apprise, "HANDOVER_TIMEOUT_SECONDS", 60.0)
     sender = build_sender(provider.port)
     await asyncio.gather(*(sender.send(SMS) for _ in range(200)))
     await sender.aclose()

@@ -14,8 +14,8 @@ from pointbook_server.delivery.senders import build_senders, close_senders
 from pointbook_server.delivery.smtp import SmtpSender
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from support.harness import server_settings
 from support.provider_servers import MESSAGE
+from support.servers import server_settings
 
 GATEWAY = {"sms_url": "https://sms.example.com/"}
 SMTP = {"smtp_url": "smtps://mail.example.com", "smtp_from": "points@example.com"}

@@ -17,6 +17,7 @@ from pointbook_server.provider_settings import parse_mail_sender, parse_smtp_url
 from support.certificates import loopback_tls
 from support.provider_servers import (
     CODE,
+    LOOP_DELAY_SECONDS_MAX,
     MESSAGE,
     PASSWORD,
     TEXT,
@@ -292,23 +293,24 @@ async def test_hanging_server_blocks_neither_the_loop_nor_its_caller() -> None:
         began = time.monotonic()
         async with loop_delays() as delay:
             with pytest.raises(TimeoutError) as caught:
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(1):
                     await sender.send(MESSAGE)
-            assert delay() < 0.05
-        assert time.monotonic() - began < 5.5
+            assert delay() < LOOP_DELAY_SECONDS_MAX
+        assert time.monotonic() - began < 3
         assert not has_secrets(caught.value)
         await until(lambda: server.open == 0)
         server.at_data = ""
         await sender.send(MESSAGE)
 
 
-async def test_burst_of_messages_keeps_to_the_connection_limit() -> None:
+async def test_burst_of_messages_keeps_to_the_connection_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smtp, "HANDOVER_TIMEOUT_SECONDS", 60.0)
     async with mail_server() as server:
         sender = build_sender(server.port)
-        await asyncio.gather(*(sender.send(MESSAGE) for _ in range(200)))
+        await asyncio.gather(*(sender.send(MESSAGE) for _ in range(100)))
         await until(lambda: server.open == 0)
 
-        assert len(server.emails) == 200
+        assert len(server.emails) == 100
         assert server.max_open <= CONNECTIONS_MAX + 1
 
 

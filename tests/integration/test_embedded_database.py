@@ -2,18 +2,8 @@
 
 import asyncio
 
-import asyncpg
-
+from support.connections import fetch_value
 from support.embedded_database import Cluster
-
-
-async def fetch_value(url: str, query: str) -> object:
-    """Run one statement on a database."""
-    connection = await asyncpg.connect(url)
-    try:
-        return await connection.fetchval(query)
-    finally:
-        await connection.close()
 
 
 async def test_clones_of_a_template_are_independent() -> None:

@@ -16,6 +16,8 @@ import asyncpg
 import pytest
 
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
+from support.connections import fetch_value
+from support.probes import is_alive
 from support.waiting import until
 
 OWNER = """
@@ -32,7 +34,7 @@ asyncio.run(main())
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
+async def running_postgres(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
     """Run a server on a folder while the context is open."""
     postgres = EmbeddedPostgres(folder, fsync=False)
     await postgres.start()
@@ -40,15 +42,6 @@ async def running(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
         yield postgres
     finally:
         await postgres.stop()
-
-
-async def fetch_value(postgres: EmbeddedPostgres, query: str) -> object:
-    """Run one statement with the URL that callers get."""
-    connection = await asyncpg.connect(postgres.url())
-    try:
-        return await connection.fetchval(query)
-    finally:
-        await connection.close()
 
 
 def mode(path: Path) -> int:
@@ -61,14 +54,6 @@ def server_pid(folder: Path) -> int:
     return int((folder / "data" / "postmaster.pid").read_text().split()[0])
 
 
-def is_alive(pid: int) -> bool:
-    """Return whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 @pytest.fixture(scope="module")
 def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Create one folder for tests that do not damage it, since initdb takes a second."""
@@ -79,13 +64,13 @@ def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 async def test_start_creates_the_database_and_stop_removes_the_socket(module_folder: Path) -> None:
-    async with running(module_folder) as postgres:
+    async with running_postgres(module_folder) as postgres:
         query = "SELECT concat_ws(' ', current_database(), current_user, getdatabaseencoding(), datlocprovider,"
         query += " datlocale) FROM pg_database WHERE datname = current_database()"
-        assert await fetch_value(postgres, query) == "pointbook pointbook UTF8 b C.UTF-8"
-        assert await fetch_value(postgres, "SHOW listen_addresses") == ""
-        assert await fetch_value(postgres, "SHOW timezone") == "UTC"
-        socket_folder = Path(str(await fetch_value(postgres, "SHOW unix_socket_directories")).strip('"'))
+        assert await fetch_value(postgres.url(), query) == "pointbook pointbook UTF8 b C.UTF-8"
+        assert await fetch_value(postgres.url(), "SHOW listen_addresses") == ""
+        assert await fetch_value(postgres.url(), "SHOW timezone") == "UTC"
+        socket_folder = Path(str(await fetch_value(postgres.url(), "SHOW unix_socket_directories")).strip('"'))
         assert mode(socket_folder) == 0o700
     assert not socket_folder.exists()
 
@@ -93,15 +78,15 @@ async def test_start_creates_the_database_and_stop_removes_the_socket(module_fol
 async def test_a_restart_preserves_committed_data(module_folder: Path) -> None:
     postgres = EmbeddedPostgres(module_folder, fsync=False)
     await postgres.start()
-    await fetch_value(postgres, "CREATE TABLE numbers AS SELECT 42 AS number")
+    await fetch_value(postgres.url(), "CREATE TABLE numbers AS SELECT 42 AS number")
     await postgres.stop()
     await postgres.stop()
     await postgres.start()
     await postgres.start()
-    assert await fetch_value(postgres, "SELECT number FROM numbers") == 42
+    assert await fetch_value(postgres.url(), "SELECT number FROM numbers") == 42
     await postgres.stop()
-    async with running(module_folder) as another:
-        assert await fetch_value(another, "SELECT number FROM numbers") == 42
+    async with running_postgres(module_folder) as another:
+        assert await fetch_value(another.url(), "SELECT number FROM numbers") == 42
 
 
 @pytest.mark.parametrize("cancel", [False, True])
@@ -114,24 +99,24 @@ async def test_stop_waits_for_a_concurrent_start(module_folder: Path, *, cancel:
     await postgres.stop()
     assert start.done()
     assert start.cancelled() is cancel
-    async with running(module_folder) as another:
-        assert await fetch_value(another, "SELECT 1") == 1
+    async with running_postgres(module_folder) as another:
+        assert await fetch_value(another.url(), "SELECT 1") == 1
 
 
 async def test_start_recreates_a_dropped_database(module_folder: Path) -> None:
-    async with running(module_folder) as postgres:
+    async with running_postgres(module_folder) as postgres:
         connection = await asyncpg.connect(postgres.url("postgres"))
         await connection.execute("DROP DATABASE pointbook WITH (FORCE)")
         await connection.close()
-    async with running(module_folder) as postgres:
-        assert await fetch_value(postgres, "SELECT current_database()") == "pointbook"
+    async with running_postgres(module_folder) as postgres:
+        assert await fetch_value(postgres.url(), "SELECT current_database()") == "pointbook"
 
 
 async def test_the_folder_is_private_and_its_parents_are_unchanged(module_folder: Path) -> None:
     module_folder.mkdir(exist_ok=True)
     module_folder.chmod(0o755)
     parents = [(parent, mode(parent), parent.stat().st_uid) for parent in module_folder.parents]
-    async with running(module_folder):
+    async with running_postgres(module_folder):
         assert {path.name: mode(path) for path in (module_folder, *module_folder.iterdir()) if path.is_dir()} == {
             module_folder.name: 0o700,
             "data": 0o700,
@@ -145,13 +130,13 @@ async def test_commits_are_durable_unless_fsync_is_off(module_folder: Path, *, f
     await postgres.start()
     try:
         for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            assert await fetch_value(postgres, f"SHOW {setting}") == expected
+            assert await fetch_value(postgres.url(), f"SHOW {setting}") == expected
     finally:
         await postgres.stop()
 
 
 async def test_the_log_contains_no_statements_or_values(module_folder: Path) -> None:
-    async with running(module_folder) as postgres:
+    async with running_postgres(module_folder) as postgres:
         connection = await asyncpg.connect(postgres.url())
         await connection.execute("CREATE TEMPORARY TABLE private (phone text PRIMARY KEY)")
         for _ in range(2):
@@ -168,13 +153,13 @@ async def test_the_log_contains_no_statements_or_values(module_folder: Path) -> 
 
 
 async def test_a_second_owner_is_refused(module_folder: Path) -> None:
-    async with running(module_folder) as postgres:
+    async with running_postgres(module_folder) as postgres:
         with pytest.raises(EmbeddedPostgresError) as refusal:
             await EmbeddedPostgres(module_folder, fsync=False).start()
         assert str(refusal.value) == (
             f"the database folder {module_folder} is in use by process {os.getpid()}: stop that one first"
         )
-        assert await fetch_value(postgres, "SELECT 1") == 1
+        assert await fetch_value(postgres.url(), "SELECT 1") == 1
 
 
 async def test_wait_raises_if_the_server_was_not_started(tmp_path: Path) -> None:
@@ -187,11 +172,11 @@ async def test_a_killed_server_can_be_started_again(module_folder: Path) -> None
     await postgres.start()
     try:
         waiting = asyncio.create_task(postgres.wait())
-        await fetch_value(postgres, "CREATE TABLE before_the_crash AS SELECT 1 AS value")
+        await fetch_value(postgres.url(), "CREATE TABLE before_the_crash AS SELECT 1 AS value")
         os.kill(server_pid(module_folder), signal.SIGKILL)
         assert await asyncio.wait_for(waiting, 5) == -signal.SIGKILL
         await postgres.start()
-        assert await fetch_value(postgres, "SELECT value FROM before_the_crash") == 1
+        assert await fetch_value(postgres.url(), "SELECT value FROM before_the_crash") == 1
     finally:
         await postgres.stop()
 
@@ -213,14 +198,14 @@ async def test_the_server_ends_with_its_killed_owner(module_folder: Path) -> Non
     async with asyncio.timeout(5):
         while is_alive(pid):
             await asyncio.sleep(0.02)
-    async with running(module_folder) as postgres:
-        assert await fetch_value(postgres, "SELECT 1") == 1
+    async with running_postgres(module_folder) as postgres:
+        assert await fetch_value(postgres.url(), "SELECT 1") == 1
 
 
 async def test_start_succeeds_right_after_the_owner_was_killed(module_folder: Path) -> None:
     await killed_owner(module_folder)
-    async with running(module_folder) as postgres:
-        assert await fetch_value(postgres, "SELECT 1") == 1
+    async with running_postgres(module_folder) as postgres:
+        assert await fetch_value(postgres.url(), "SELECT 1") == 1
 
 
 async def test_start_stops_a_server_that_outlived_its_owner(module_folder: Path) -> None:
@@ -229,13 +214,13 @@ async def test_start_stops_a_server_that_outlived_its_owner(module_folder: Path)
     assert lingering._owner_lock is not None
     os.close(lingering._owner_lock)  # As the kernel does when the owner ends.
     lingering._owner_lock = None
-    async with running(module_folder) as postgres:
+    async with running_postgres(module_folder) as postgres:
         assert await asyncio.wait_for(lingering.wait(), 5) == 0
-        assert await fetch_value(postgres, "SELECT 1") == 1
+        assert await fetch_value(postgres.url(), "SELECT 1") == 1
 
 
 async def test_a_stale_pid_file_with_another_processes_pid_is_removed(module_folder: Path) -> None:
-    async with running(module_folder) as postgres:
+    async with running_postgres(module_folder) as postgres:
         socket_folder = postgres._socket_folder
         pid_file = (module_folder / "data" / "postmaster.pid").read_text()
     stranger = await asyncio.create_subprocess_exec("sleep", "60")
@@ -247,8 +232,8 @@ async def test_a_stale_pid_file_with_another_processes_pid_is_removed(module_fol
         (socket_folder / ".s.PGSQL.5432.lock").write_text(stale)
         with socket.socket(socket.AF_UNIX) as leftover:
             leftover.bind(str(socket_folder / ".s.PGSQL.5432"))
-        async with running(module_folder) as postgres:
-            assert await fetch_value(postgres, "SELECT 1") == 1
+        async with running_postgres(module_folder) as postgres:
+            assert await fetch_value(postgres.url(), "SELECT 1") == 1
         assert stranger.returncode is None
     finally:
         stranger.kill()
@@ -256,7 +241,7 @@ async def test_a_stale_pid_file_with_another_processes_pid_is_removed(module_fol
 
 
 async def test_a_server_started_by_hand_is_not_stopped(module_folder: Path) -> None:
-    async with running(module_folder):
+    async with running_postgres(module_folder):
         pid_file = (module_folder / "data" / "postmaster.pid").read_text()
     other = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "import time; time.sleep(60)", module_folder / "data"
@@ -284,7 +269,7 @@ async def test_a_socket_folder_that_is_not_private_is_refused(module_folder: Pat
         await postgres.start()
     assert tmp_path.exists()
     postgres._socket_folder.unlink()
-    async with running(module_folder):
+    async with running_postgres(module_folder):
         pass
 
 
@@ -322,8 +307,8 @@ async def test_start_handles_an_unfinished_cluster_and_a_long_path(tmp_path: Pat
     folder = tmp_path / ("long" * 50) / "postgres"
     (folder / "data.new" / "base").mkdir(parents=True)
     (folder / "data.new" / "PG_VERSION").write_text("18\n")
-    async with running(folder) as postgres:
-        assert await fetch_value(postgres, "SELECT 1") == 1
+    async with running_postgres(folder) as postgres:
+        assert await fetch_value(postgres.url(), "SELECT 1") == 1
     assert sorted(path.name for path in folder.iterdir()) == ["data", "owner.lock", "server.lock", "server.log"]
 
 
@@ -337,8 +322,8 @@ async def test_a_cancelled_start_releases_the_folder(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await start
     assert not (folder / "data").exists()
-    async with running(folder) as postgres:
-        assert await fetch_value(postgres, "SELECT 1") == 1
+    async with running_postgres(folder) as postgres:
+        assert await fetch_value(postgres.url(), "SELECT 1") == 1
 
 
 def forbid(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,20 +338,20 @@ def forbid(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_root_can_start_with_and_without_user_namespaces(
     module_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(module_folder) as postgres:
-        await fetch_value(postgres, "CREATE TABLE moved AS SELECT 7 AS value")
+    async with running_postgres(module_folder) as postgres:
+        await fetch_value(postgres.url(), "CREATE TABLE moved AS SELECT 7 AS value")
     with monkeypatch.context() as context:
         forbid("unshare", tmp_path / "programs", context)
-        async with running(module_folder) as postgres:
-            assert await fetch_value(postgres, "SELECT value FROM moved") == 7
+        async with running_postgres(module_folder) as postgres:
+            assert await fetch_value(postgres.url(), "SELECT value FROM moved") == 7
             assert Path(f"/proc/{server_pid(module_folder)}").stat().st_uid != 0
             assert module_folder.stat().st_uid != 0
         pid = await killed_owner(module_folder)
         async with asyncio.timeout(5):
             while is_alive(pid):
                 await asyncio.sleep(0.02)
-    async with running(module_folder) as postgres:
-        assert await fetch_value(postgres, "SELECT value FROM moved") == 7
+    async with running_postgres(module_folder) as postgres:
+        assert await fetch_value(postgres.url(), "SELECT value FROM moved") == 7
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="Only root needs another account.")

@@ -1,10 +1,8 @@
 """Failing calls: one rich status each, with a request id; causes only in the log."""
 
 import asyncio
-import contextlib
 import json
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
@@ -23,46 +21,25 @@ from pointbook_server.db import connection_pool
 from pointbook_server.db.database import TRANSACTION_ATTEMPTS_MAX, Statement
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.db.migrations import migrate
-from pointbook_server.programs.model import Channel
 from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.rpc.listening import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
 from support.database_proxy import DatabaseProxy, proxied
 from support.embedded_database import Cluster
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refusal,
-    refused,
-    server_settings,
-    unique,
-)
 from support.json_logs import json_logs
-from support.processes import grpc_health
+from support.probes import grpc_health
+from support.refusals import refusal, refused
+from support.servers import Service, running_server, server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 SECRET = "+8613800005678"
 """Personal data, which neither a response nor the log may contain."""
-
-
-@contextlib.asynccontextmanager
-async def running(url: str, token: str, **settings: Any) -> AsyncIterator[tuple[Server, Client]]:
-    """Run another server, on another database or with other settings."""
-    server = Server(server_settings(**settings), url, senders={Channel.SMS: Outbox()}, clock=TestClock())
-    await server.start()
-    client = Client(server.port, token)
-    try:
-        yield server, client
-    finally:
-        await client.close()
-        await server.stop()
 
 
 async def get_store(client: Client, shop: Shop, **more: Any) -> programs_pb2.GetStoreResponse:
@@ -400,7 +377,7 @@ async def test_server_deadline_bounds_every_call(
             ended.set()
 
     monkeypatch.setattr(ProgramTransactions, "read_store", slow)
-    async with running(database_url, admin_token, call_deadline_seconds=0.3) as (_, client):
+    async with running_server(database_url, admin_token, call_deadline_seconds=0.3) as (_, client):
         for timeout in (None, 50):
             status = await refused(get_store(client, shop, timeout=timeout))
             assert (status.code, status.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
@@ -545,7 +522,7 @@ async def own_database(cluster: Cluster, database_url: str) -> str:  # noqa: ARG
 @pytest.mark.parametrize("drops", [False, True])
 async def test_health_and_calls_recover_after_an_outage(own_database: str, *, drops: bool) -> None:
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
-    async with proxied(own_database) as proxy, running(proxy.url, token) as (_, client):
+    async with proxied(own_database) as proxy, running_server(proxy.url, token) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))
         await client.put_store(shop.merchant_id, shop.store_id)
         await until_health_is(client, health_pb2.HealthCheckResponse.SERVING)
@@ -575,7 +552,7 @@ async def test_server_waits_for_a_database_that_is_unavailable_at_the_start(own_
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
     async with proxied(own_database) as proxy:
         await proxy.cut()
-        async with running(proxy.url, token) as (_, client):
+        async with running_server(proxy.url, token) as (_, client):
             shop = Shop(unique("merchant"), unique("store"))
             assert await health(client) == health_pb2.HealthCheckResponse.NOT_SERVING
             assert is_unavailable(await failed(get_store(client, shop)))
@@ -591,7 +568,7 @@ async def test_writes_to_a_read_only_database_are_unavailable(own_database: str)
     token = await make_token(own_database, [ALL_MERCHANTS], list(Scope))
     name = await operator.fetchval("SELECT quote_ident(current_database())")
     await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    async with running(own_database, token) as (_, client):
+    async with running_server(own_database, token) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))
         assert is_unavailable(await failed(client.put_store(shop.merchant_id, shop.store_id)))
         assert (await failed(get_store(client, shop))).code() is grpc.StatusCode.NOT_FOUND
@@ -605,7 +582,7 @@ async def test_calls_without_a_free_connection_slot_are_unavailable(own_database
     await operator.execute(f"CREATE ROLE {role} LOGIN IN ROLE pg_read_all_data CONNECTION LIMIT 0")
     url = own_database.replace("pointbook@", f"{role}@", 1)
     assert url != own_database
-    async with running(url, token) as (_, client):
+    async with running_server(url, token) as (_, client):
         shop = Shop(unique("merchant"), unique("store"))
         assert is_unavailable(await failed(get_store(client, shop)))
         await operator.execute(f"ALTER ROLE {role} CONNECTION LIMIT 10")
@@ -617,7 +594,7 @@ async def test_calls_without_a_free_connection_slot_are_unavailable(own_database
 async def test_database_without_tables_is_unavailable_and_logged_once(cluster: Cluster) -> None:
     url = await cluster.clone("template0")
     with json_logs(token_cache_module) as written:
-        async with running(url, "pb_some_token") as (_, client):
+        async with running_server(url, "pb_some_token") as (_, client):
             assert is_unavailable(await failed(get_store(client, Shop("m", "s"))))
 
     assert written.getvalue().count("the tokens cannot be loaded") == 1
@@ -628,7 +605,7 @@ async def test_calls_of_an_exhausted_pool_are_unavailable(
     database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_pool, "POOL_TIMEOUT_SECONDS", 0.2)
-    async with running(database_url, admin_token, database_pool_size=1) as (server, client):
+    async with running_server(database_url, admin_token, database_pool_size=1) as (server, client):
         await get_store(client, shop)
         async with server._database.autocommit():
             assert is_unavailable(await failed(get_store(client, shop)))
@@ -694,7 +671,7 @@ async def test_unreadable_tokens_are_not_invalid_tokens(
         raise RuntimeError("the cause")
 
     monkeypatch.setattr(token_cache_module, "RETRY_INTERVAL_SECONDS", 0.25)
-    async with running(database_url, admin_token) as (server, client):
+    async with running_server(database_url, admin_token) as (server, client):
         with json_logs(token_cache_module) as written:
             assert server._tokens is not None
             # Other servers of this process still load their tokens.

@@ -11,10 +11,15 @@ from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import Database
 from pointbook_server.ledger.model import AccountKey, Event, ReceivedEvent, UpdateType, WebhookOrigin
 from pointbook_server.rpc.pagination import write_token
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.ledger import ledger_transactions
-from support.points import buyer_account, decrease, increase, send, void
+from support.points import apply_batch, buyer_account, decrease, increase, void_entries
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 SOON_MS = NOW_MS + 10 * DAY_MS
 LATER_MS = NOW_MS + 20 * DAY_MS
@@ -118,7 +123,7 @@ async def test_held_spent_and_void_points_are_not_listed(client: Client, shop: S
     await client.apply(booking(shop, small.points, 47))
     assert await expiring_items(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 37)]
     # SHOPLINE's balance still includes the 7 points, so they become a gap, whose points never expire.
-    await void(client, shop, voided.event_id)
+    await void_entries(client, shop, voided.event_id)
     assert await expiring_items(client, shop) == [("buyer", SOON_MS, 10), ("buyer", LATER_MS, 30)]
     await client.apply(decrease(shop, 2 * DAY_MS, 47, 0))
     assert await expiring_items(client, shop) == []
@@ -185,7 +190,7 @@ async def test_overflow_lots_are_listed(client: Client, shop: Shop) -> None:
         for number, expires_at_ms in enumerate(expiries)
     ]
     for start in range(0, len(updates), 1_000):
-        await send(client, *updates[start : start + 1_000])
+        await apply_batch(client, *updates[start : start + 1_000])
 
     later = [("buyer", SOON_MS + number, 1) for number in range(1, 1_301)]
     assert await expiring_items(client, shop, page_size=1_000) == [("buyer", SOON_MS, 700), *later]
@@ -194,7 +199,7 @@ async def test_overflow_lots_are_listed(client: Client, shop: Shop) -> None:
     assert (await buyer_account(client, shop)).next_expiry == expiry(SOON_MS, 400)
     assert (await expiring_items(client, shop, page_size=1_000))[0] == ("buyer", SOON_MS, 400)
     assert (await buyer_account(client, shop, at_time=at(SOON_MS + 9))).next_expiry == expiry(SOON_MS + 10, 1)
-    await void(client, shop, updates[699].event_id, updates[702].event_id)
+    await void_entries(client, shop, updates[699].event_id, updates[702].event_id)
     assert (await expiring_items(client, shop, page_size=1_000))[:4] == [("buyer", SOON_MS, 399), *later[:2], later[3]]
 
 
@@ -312,7 +317,7 @@ async def test_points_stored_by_an_earlier_release_with_an_expiry_in_1970_can_be
 
     window = {"from_time": Timestamp(seconds=-2_208_988_800), "until_time": Timestamp(seconds=946_684_800)}
     assert await expiring_items(client, shop, **window) == [("buyer", SOON_MS // 1_000, 20)]
-    await void(client, shop, "wrong")
+    await void_entries(client, shop, "wrong")
     await client.apply(corrected)
 
     account = await buyer_account(client, shop)

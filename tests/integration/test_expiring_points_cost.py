@@ -12,7 +12,11 @@ from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import PLANNED_EACH_TIME, SESSION_SETTINGS, Connection, Row, Statement
 from pointbook_server.ledger import expiring_points
 from pointbook_server.ledger.expiring_points import ExpiringPage, ExpiryReader, ExpiryWindow
-from support.harness import NOW_MS, Client, Service, Shop, unique
+from support.clients import Client
+from support.clocks import NOW_MS
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 MONTH_MS = 30 * DAY_MS
 FILL_ENTRIES = """
@@ -59,7 +63,7 @@ async def connection(service: Service) -> AsyncIterator[CountingConnection]:
     await driver.close()
 
 
-async def fill(
+async def insert_accounts(
     connection: CountingConnection, shop: Shop, prefix: str, count: int, *, after_ms: int, spent: bool = False
 ) -> None:
     """Add accounts with one lot each, spent or not.
@@ -86,12 +90,12 @@ async def test_the_cost_of_a_page_does_not_grow_with_the_ledger(
     """The additional accounts are inside and outside of the window and the store."""
     neighbour = Shop(shop.merchant_id, unique("store"))
     await client.put_store(neighbour.merchant_id, neighbour.store_id)
-    await fill(connection, shop, "a", 1_000, after_ms=DAY_MS)
+    await insert_accounts(connection, shop, "a", 1_000, after_ms=DAY_MS)
     small, small_blocks = await read_first_page(connection, shop, 100)
 
-    await fill(connection, shop, "b", 10_000, after_ms=2 * DAY_MS)
-    await fill(connection, shop, "c", 5_000, after_ms=2 * MONTH_MS)
-    await fill(connection, neighbour, "d", 5_000, after_ms=DAY_MS)
+    await insert_accounts(connection, shop, "b", 10_000, after_ms=2 * DAY_MS)
+    await insert_accounts(connection, shop, "c", 5_000, after_ms=2 * MONTH_MS)
+    await insert_accounts(connection, neighbour, "d", 5_000, after_ms=DAY_MS)
     large, large_blocks = await read_first_page(connection, shop, 100)
 
     assert [item.position for item in large.items] == [item.position for item in small.items]
@@ -103,7 +107,7 @@ async def test_the_cost_of_a_page_does_not_grow_with_the_ledger(
 
 async def test_the_cost_of_a_page_grows_linearly_with_its_size(shop: Shop, connection: CountingConnection) -> None:
     """Ten times as many items touch about ten times as many blocks."""
-    await fill(connection, shop, "a", 5_000, after_ms=DAY_MS)
+    await insert_accounts(connection, shop, "a", 5_000, after_ms=DAY_MS)
     few, few_blocks = await read_first_page(connection, shop, 50)
     many, many_blocks = await read_first_page(connection, shop, 500)
 
@@ -115,8 +119,8 @@ async def test_a_page_is_bounded_if_most_points_of_the_window_are_spent(
     shop: Shop, connection: CountingConnection
 ) -> None:
     """It ends early, and the next pages continue after it."""
-    await fill(connection, shop, "spent", 3_000, after_ms=DAY_MS, spent=True)
-    await fill(connection, shop, "left", 5, after_ms=2 * DAY_MS)
+    await insert_accounts(connection, shop, "spent", 3_000, after_ms=DAY_MS, spent=True)
+    await insert_accounts(connection, shop, "left", 5, after_ms=2 * DAY_MS)
 
     with patch.object(expiring_points, "CANDIDATES_MAX", 500):
         first, blocks = await read_first_page(connection, shop, 50)

@@ -20,9 +20,10 @@ from pointbook_server.rpc import health as health_module
 from pointbook_server.rpc import refusal_limits as refusal_limits_module
 from pointbook_server.rpc.refusal_limits import Pacer
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import TestClock
 from support.database_proxy import proxied
 from support.embedded_database import Cluster
-from support.harness import Client, Shop, TestClock, make_token, refusal, refused, server_settings, unique
 from support.http2 import (
     HEALTH_CHECK,
     HEALTH_WATCH,
@@ -32,24 +33,19 @@ from support.http2 import (
     http2,
 )
 from support.json_logs import json_logs
-from support.processes import free_port, grpc_health, pointbook
+from support.probes import grpc_health
+from support.processes import free_port, pointbook
+from support.refusals import refusal, refused
+from support.servers import running_server, server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 APPLY = "/pointbook.v1.PointsService/ApplyPointsUpdate"
 GET_ACCOUNT = "/pointbook.v1.PointsService/GetPointsAccount"
-
-
-@contextlib.asynccontextmanager
-async def running(url: str, **settings: Any) -> AsyncIterator[Server]:
-    """Run a server for one test."""
-    server = Server(server_settings(**settings), url, senders={}, clock=TestClock())
-    await server.start()
-    try:
-        yield server
-    finally:
-        await server.stop()
 
 
 @contextlib.asynccontextmanager
@@ -122,7 +118,7 @@ async def test_unread_watch_blocks_neither_health_nor_shutdown(cluster: Cluster,
 
 async def test_watch_gets_only_the_latest_status(database_url: str) -> None:
     """A status that changed back before it was written is skipped."""
-    async with running(database_url) as server, calling(server.port) as client:
+    async with running_server(database_url) as (server, _), calling(server.port) as client:
         stub = health_pb2_grpc.HealthStub(client.channel)
         unknown = stub.Watch(health_pb2.HealthCheckRequest(service="nothing"))
         assert (await unknown.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -142,7 +138,10 @@ async def test_connection_that_does_not_read_gets_no_further_stream(
 ) -> None:
     """Unread responses stay in memory until their connection ends."""
     monkeypatch.setattr(health_module, "WRITE_SECONDS_MAX", 0.2)
-    async with running(database_url) as server, http2(address_of(server), settings={INITIAL_WINDOW_SIZE: 0}) as (own,):
+    async with (
+        running_server(database_url) as (server, _),
+        http2(address_of(server), settings={INITIAL_WINDOW_SIZE: 0}) as (own,),
+    ):
         unread = [await own.call(method) for _ in range(5)]
         await until(lambda: sum(server._health._listeners[0].unread.values()) == len(unread))
         further = await own.call(method)
@@ -154,7 +153,11 @@ async def test_connection_that_does_not_read_gets_no_further_stream(
 
 
 async def test_watches_of_a_connection_are_limited(database_url: str) -> None:
-    async with running(database_url) as server, calling(server.port) as client, calling(server.port) as other:
+    async with (
+        running_server(database_url) as (server, _),
+        calling(server.port) as client,
+        calling(server.port) as other,
+    ):
         watches = [watch(client) for _ in range(health_module.STREAMS_OF_CONNECTION_MAX)]
         for each in watches:
             assert (await each.read()).status == SERVING
@@ -169,7 +172,7 @@ async def test_watches_of_other_connections_lock_out_no_client(
 ) -> None:
     """At the limit, the connection with the most watches loses its oldest one."""
     monkeypatch.setattr(health_module, "WATCHES_MAX", 12)
-    async with running(database_url) as server, http2(address_of(server), 3) as connections:
+    async with running_server(database_url) as (server, _), http2(address_of(server), 3) as connections:
         server_address = address_of(server)
         watches = {connection: [await connection.call(HEALTH_WATCH) for _ in range(4)] for connection in connections}
         await until(lambda: sum(len(each.received) for each in connections) == 12)
@@ -188,7 +191,7 @@ async def test_unfinished_health_requests_time_out_and_lock_out_no_probe(
 ) -> None:
     monkeypatch.setattr(health_module, "READ_SECONDS_MAX", 0.5)
     monkeypatch.setattr(health_module, "READS_MAX", 8)
-    async with running(database_url) as server, http2(address_of(server), 3) as connections:
+    async with running_server(database_url) as (server, _), http2(address_of(server), 3) as connections:
         started = []
         for connection in connections:
             for method in (HEALTH_CHECK, HEALTH_WATCH) * 4:
@@ -203,7 +206,7 @@ async def test_unfinished_health_requests_time_out_and_lock_out_no_probe(
 async def test_displaced_health_request_ends_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise it could send bytes for as long as its refusal is delayed."""
     monkeypatch.setattr(health_module, "READS_MAX", 1)
-    async with running(database_url) as server, http2(address_of(server), 2) as (first, second):
+    async with running_server(database_url) as (server, _), http2(address_of(server), 2) as (first, second):
         pacer = server._health._refused_pacer = Pacer(calls_per_second=0.01)
         waiting = [asyncio.create_task(pacer.wait()) for _ in range(2)]
         displaced = await first.start(HEALTH_CHECK)
@@ -215,7 +218,7 @@ async def test_displaced_health_request_ends_at_once(database_url: str, monkeypa
 
 
 async def test_invalid_health_requests_are_refused(database_url: str) -> None:
-    async with running(database_url) as server, calling(server.port) as client:
+    async with running_server(database_url) as (server, _), calling(server.port) as client:
         check: Any = client.channel.unary_unary(HEALTH_CHECK)
         status = await refused(check(health_pb2.HealthCheckRequest(service="x" * 300).SerializeToString()))
         assert (status.code, status.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
@@ -225,7 +228,7 @@ async def test_invalid_health_requests_are_refused(database_url: str) -> None:
 
 async def test_unauthorized_calls_are_refused_before_their_requests_arrive(database_url: str, admin_token: str) -> None:
     reader = await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ])
-    async with running(database_url) as server, http2(address_of(server)) as (connection,):
+    async with running_server(database_url) as (server, _), http2(address_of(server)) as (connection,):
         refused_streams = [
             *await stalled_calls(connection, 1),
             *await stalled_calls(connection, 1, "pb_unknown_token"),
@@ -240,7 +243,7 @@ async def test_unauthorized_calls_are_refused_before_their_requests_arrive(datab
 
 
 async def test_early_refusal_has_details_and_request_id(database_url: str) -> None:
-    async with running(database_url) as server, calling(server.port) as client:
+    async with running_server(database_url) as (server, _), calling(server.port) as client:
         forever = asyncio.Event()
 
         async def never() -> AsyncIterator[bytes]:
@@ -259,7 +262,7 @@ async def test_request_must_arrive_in_time(
 ) -> None:
     """Also from authenticated callers."""
     monkeypatch.setattr(auth_module, "REQUEST_SECONDS_MAX", 0.3)
-    async with running(database_url) as server, calling(server.port) as client:
+    async with running_server(database_url) as (server, _), calling(server.port) as client:
         metadata = (("authorization", f"Bearer {admin_token}"),)
         forever = asyncio.Event()
 
@@ -284,7 +287,7 @@ async def test_unauthenticated_calls_do_not_count_against_the_call_limit(
 ) -> None:
     monkeypatch.setattr(admission_module, "CALLS_MAX", 10)
     async with (
-        running(database_url) as server,
+        running_server(database_url) as (server, _),
         http2(address_of(server), 2) as connections,
         calling(server.port, admin_token) as client,
     ):
@@ -298,7 +301,7 @@ async def test_unauthenticated_calls_do_not_count_against_the_call_limit(
 async def test_running_calls_of_a_token_are_limited(database_url: str, admin_token: str) -> None:
     other = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
     async with (
-        running(database_url, token_calls_max=3) as server,
+        running_server(database_url, token_calls_max=3) as (server, _),
         http2(address_of(server)) as (busy,),
         calling(server.port, admin_token) as client,
         calling(server.port, other) as other_client,
@@ -317,7 +320,7 @@ async def test_running_calls_of_a_token_are_limited(database_url: str, admin_tok
 async def test_calls_per_second_of_a_token_are_limited(database_url: str, admin_token: str) -> None:
     other = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
     async with (
-        running(database_url, token_calls_per_second_max=4) as server,
+        running_server(database_url, token_calls_per_second_max=4) as (server, _),
         calling(server.port, admin_token) as client,
         calling(server.port, other) as other_client,
     ):
@@ -341,7 +344,7 @@ async def test_busy_tokens_leave_calls_for_quiet_tokens(
     monkeypatch.setattr(admission_module, "FEW_CALLS", 2)
     other = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
     async with (
-        running(database_url) as server,
+        running_server(database_url) as (server, _),
         http2(address_of(server)) as (busy,),
         calling(server.port, admin_token) as client,
         calling(server.port, other) as other_client,
@@ -354,7 +357,7 @@ async def test_busy_tokens_leave_calls_for_quiet_tokens(
 
 async def test_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -> None:
     with json_logs(refusal_limits_module) as written:
-        async with running(database_url) as server, calling(server.port) as client:
+        async with running_server(database_url) as (server, _), calling(server.port) as client:
             await asyncio.gather(*(refused(account(client)) for _ in range(200)))
 
             def lines() -> list[dict[str, Any]]:
@@ -377,7 +380,7 @@ async def test_all_refusals_of_unauthenticated_callers_are_paced(
         nonlocal paced
         paced += 1
 
-    async with running(database_url) as server:
+    async with running_server(database_url) as (server, _):
         monkeypatch.setattr(server._pacer, "wait", wait)
         codes = set()
         for token in (f"pb_{number:016x}_secret" for number in range(8)):
@@ -394,7 +397,7 @@ async def test_all_refusals_of_unauthenticated_callers_are_paced(
 async def test_flood_of_health_calls_is_logged_in_a_few_lines(database_url: str) -> None:
     """Including malformed requests and cancelled calls."""
     with json_logs(refusal_limits_module) as written:
-        async with running(database_url) as server, http2(address_of(server)) as (connection,):
+        async with running_server(database_url) as (server, _), http2(address_of(server)) as (connection,):
             began = time.monotonic()
             for _ in range(20):
                 malformed = [await connection.call(HEALTH_CHECK, b"\xff\xff") for _ in range(10)]
@@ -409,7 +412,7 @@ async def test_flood_of_health_calls_is_logged_in_a_few_lines(database_url: str)
 
 async def test_call_cancelled_before_its_request_is_not_logged_as_refused(database_url: str, admin_token: str) -> None:
     with json_logs(refusal_limits_module) as written:
-        async with running(database_url) as server, http2(address_of(server)) as (connection,):
+        async with running_server(database_url) as (server, _), http2(address_of(server)) as (connection,):
             stalled = await stalled_calls(connection, 50, admin_token)
             await until(lambda: len(server._admission._running) == len(stalled))
             for stream_id in stalled:
@@ -432,7 +435,7 @@ async def test_health_calls_to_one_listener_do_not_delay_the_other(
     monkeypatch.setattr(health_module, "Pacer", build)
     health_address = f"127.0.0.1:{free_port()}"
     async with (
-        running(database_url, health_address=health_address) as server,
+        running_server(database_url, health_address=health_address) as (server, _),
         http2(address_of(server)) as (connection,),
     ):
         pacers[0]._waiting = 1
@@ -449,8 +452,8 @@ def test_check_is_delayed_less_than_a_probe_timeout() -> None:
 
 async def test_connection_limit_does_not_block_the_health_address(database_url: str) -> None:
     health_address = f"127.0.0.1:{free_port()}"
-    settings = {"connections_max": 5, "health_address": health_address}
-    async with running(database_url, **settings) as server, http2(address_of(server), 5) as connections:
+    settings: dict[str, Any] = {"connections_max": 5, "health_address": health_address}
+    async with running_server(database_url, **settings) as (server, _), http2(address_of(server), 5) as connections:
         for connection in connections:
             await until(has_ended(connection, await connection.call(HEALTH_CHECK)))
         async with http2(address_of(server)) as (extra,):
@@ -469,7 +472,7 @@ async def test_connection_limit_does_not_block_the_health_address(database_url: 
 async def test_connections_without_http2_are_closed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a silent socket nor one without SETTINGS stays open."""
     monkeypatch.setattr("pointbook_server.rpc.listening.HANDSHAKE_MS_MAX", 300)
-    async with running(database_url) as server:
+    async with running_server(database_url) as (server, _):
         for sent in (b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
             writer.write(sent)

@@ -16,10 +16,12 @@ from pointbook_server.db import database_health as database_health_module
 from pointbook_server.db.schema import needed_privileges
 from pointbook_server.db.tables import metadata
 from pointbook_server.server import Server
+from support.connections import connected
 from support.embedded_database import Cluster
-from support.harness import server_settings, unique
 from support.json_logs import json_logs
-from support.processes import grpc_health
+from support.probes import grpc_health
+from support.servers import server_settings
+from support.unique_names import unique
 from support.waiting import until
 
 OF_COMMANDS = {"INSERT_TOKEN"}
@@ -37,16 +39,6 @@ BUILT_WHEN_CALLED = {("programs", "INSERT"), ("benefits", "INSERT"), ("custom_pr
 async def own_url(cluster: Cluster, database_url: str) -> str:  # noqa: ARG001 - creates the template
     """A migrated database for one test."""
     return await cluster.clone("pointbook_template")
-
-
-@contextlib.asynccontextmanager
-async def operator_of(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection as superuser."""
-    connection = await asyncpg.connect(url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -79,7 +71,7 @@ async def role_url(operator: asyncpg.Connection, url: str, grants: str) -> tuple
 @pytest.mark.parametrize("grants", ["", "IN ROLE pg_read_all_data", "IN ROLE pg_write_all_data"])
 async def test_role_without_privileges_is_not_serving(own_url: str, grants: str) -> None:
     """Later grants take effect without a restart."""
-    async with operator_of(own_url) as operator:
+    async with connected(own_url) as operator:
         role, url = await role_url(operator, own_url, grants)
         with json_logs(database_health_module) as written:
             async with serving(url) as address:
@@ -95,7 +87,7 @@ async def test_role_without_privileges_is_not_serving(own_url: str, grants: str)
 
 async def test_role_without_one_privilege_is_not_serving(own_url: str) -> None:
     """The log names the table."""
-    async with operator_of(own_url) as operator:
+    async with connected(own_url) as operator:
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data")
         await operator.execute(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
         async with serving(url) as address:
@@ -111,7 +103,7 @@ async def test_role_without_one_privilege_is_not_serving(own_url: str) -> None:
     [("DELETE", "customer_identifiers"), ("DELETE", "points_checkpoints"), ("INSERT", "redemption_audit")],
 )
 async def test_each_privilege_that_statements_need_is_checked(own_url: str, privilege: str, table: str) -> None:
-    async with operator_of(own_url) as operator:
+    async with connected(own_url) as operator:
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data")
         await operator.execute(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
         await operator.execute(f"REVOKE {privilege} ON {table} FROM {role}")
@@ -123,11 +115,11 @@ async def test_each_privilege_that_statements_need_is_checked(own_url: str, priv
 
 async def test_needed_privileges_are_exactly_those_that_statements_use(own_url: str) -> None:
     """PostgreSQL checks privileges when it plans a statement."""
-    async with operator_of(own_url) as operator:
+    async with connected(own_url) as operator:
         role, url = await role_url(operator, own_url, "")
         for table in metadata.tables:
             await operator.execute(f"GRANT {', '.join(needed_privileges(table))} ON {table} TO {role}")
-        async with operator_of(url) as server:
+        async with connected(url) as server:
 
             async def denied(table: str = "") -> list[str]:
                 return [name for name, sql in SERVER_STATEMENTS if table in sql and await _is_denied(server, sql)]
@@ -158,7 +150,7 @@ async def _is_denied(connection: asyncpg.Connection, sql: str) -> bool:
 
 
 async def test_read_only_database_is_not_serving(own_url: str) -> None:
-    async with operator_of(own_url) as operator:
+    async with connected(own_url) as operator:
         name = await operator.fetchval("SELECT current_database()")
         await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     with json_logs(database_health_module) as written:
@@ -172,7 +164,7 @@ async def test_hanging_database_is_not_serving(own_url: str) -> None:
     """It accepts statements that never end, as with a hanging disk."""
     async with serving(own_url) as address:
         assert await grpc_health(address) == "SERVING"
-        async with operator_of(own_url) as operator:
+        async with connected(own_url) as operator:
             sessions = await operator.fetch(
                 "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
@@ -188,7 +180,7 @@ async def test_hanging_database_is_not_serving(own_url: str) -> None:
 
 async def test_newer_revision_is_accepted(own_url: str) -> None:
     """The previous release may restart while its successor is rolled out."""
-    async with operator_of(own_url) as operator:
+    async with connected(own_url) as operator:
         await operator.execute("UPDATE alembic_version SET version_num = '9999'")
         await check_database(own_url)
         await operator.execute("UPDATE alembic_version SET version_num = '0001'")
@@ -197,7 +189,7 @@ async def test_newer_revision_is_accepted(own_url: str) -> None:
 
 
 async def test_role_with_another_search_path_is_not_serving(own_url: str) -> None:
-    async with operator_of(own_url) as operator:
+    async with connected(own_url) as operator:
         role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data, pg_write_all_data")
         await operator.execute(f"ALTER ROLE {role} SET search_path = elsewhere")
         with json_logs(database_health_module) as written:
@@ -208,7 +200,7 @@ async def test_role_with_another_search_path_is_not_serving(own_url: str) -> Non
 
 
 async def test_older_or_missing_revision_is_not_serving(own_url: str) -> None:
-    async with operator_of(own_url) as operator, serving(own_url) as address:
+    async with connected(own_url) as operator, serving(own_url) as address:
         assert await grpc_health(address) == "SERVING"
         await operator.execute("UPDATE alembic_version SET version_num = '0001'")
         await until_health_is(address, "NOT_SERVING")

@@ -6,20 +6,25 @@ from typing import Any
 import pytest
 
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code, issue_code
 from support.customers import (
     CREATED,
     TAKEN,
     TYPE_EMAIL,
     TYPE_MOBILE,
-    found,
-    of_buyer,
-    outcome,
-    skipped,
-    update,
+    contacts_of_buyer,
+    customer_update,
+    find_customer_id,
+    skipped_causes,
+    update_outcome,
 )
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request, violation_codes
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL
@@ -57,7 +62,9 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     service.clock.now_ms = NOW_MS
 
 
-async def put(client: Client, shop: Shop, customer_id: str = "c-1", **identifiers: Any) -> customers_pb2.Customer:
+async def put_customer(
+    client: Client, shop: Shop, customer_id: str = "c-1", **identifiers: Any
+) -> customers_pb2.Customer:
     """Put a customer who owns the buyer of the same number."""
     buyer_id = "buyer" if customer_id == "c-1" else f"buyer of {customer_id}".replace(" ", "-")
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)]
@@ -69,7 +76,7 @@ async def put(client: Client, shop: Shop, customer_id: str = "c-1", **identifier
 
 @pytest.mark.parametrize("address", ADDRESSES)
 async def test_a_code_is_sent_to_the_address_as_written(service: Service, shop: Shop, address: str) -> None:
-    stored = await put(service.client, shop, email=address)
+    stored = await put_customer(service.client, shop, email=address)
     await issue_and_read_code(service, shop, validation_type=EMAIL)
 
     assert (stored.email, service.outbox.messages[-1].destination) == (address, address)
@@ -77,10 +84,10 @@ async def test_a_code_is_sent_to_the_address_as_written(service: Service, shop: 
 
 
 async def test_an_address_is_found_in_any_case_but_no_other_folding(client: Client, shop: Shop) -> None:
-    await put(client, shop, "c-1", email="Stra\u00dfe@Example.com")
-    await put(client, shop, "c-2", email="strasse@example.com")
-    await put(client, shop, "c-3", email="CAFE\u0301@b\u00fccher.example")
-    await put(client, shop, "c-4", email="\ufb01@example.com")
+    await put_customer(client, shop, "c-1", email="Stra\u00dfe@Example.com")
+    await put_customer(client, shop, "c-2", email="strasse@example.com")
+    await put_customer(client, shop, "c-3", email="CAFE\u0301@b\u00fccher.example")
+    await put_customer(client, shop, "c-4", email="\ufb01@example.com")
 
     for written, owner in {
         "stra\u00dfe@example.com": "c-1",
@@ -92,34 +99,40 @@ async def test_an_address_is_found_in_any_case_but_no_other_folding(client: Clie
         "fi@example.com": "",
         "\ufb01@EXAMPLE.com": "c-4",
     }.items():
-        assert (written, await found(client, shop, email=written)) == (written, owner)
+        assert (written, await find_customer_id(client, shop, email=written)) == (written, owner)
 
 
 async def test_another_case_of_an_address_is_taken(client: Client, shop: Shop) -> None:
-    await put(client, shop, email="Ada@example.com")
-    taken = await refused(put(client, shop, "c-2", email="aDA@Example.com"))
-    applied = update(shop, "other", kind=CREATED, email="ADA@example.com")
+    await put_customer(client, shop, email="Ada@example.com")
+    taken = await refused(put_customer(client, shop, "c-2", email="aDA@Example.com"))
+    applied = customer_update(shop, "other", kind=CREATED, email="ADA@example.com")
     left_out = await client.customers.ApplyCustomerUpdate(applied)
 
     assert (taken.reason, set(taken.fields)) == ("IDENTIFIER_TAKEN", {"customer.email"})
-    assert skipped(left_out) == {TYPE_EMAIL: TAKEN}
+    assert skipped_causes(left_out) == {TYPE_EMAIL: TAKEN}
     twice = [
         identity_pb2.SourceIdentity(source=identity_pb2.USER_SOURCE_LINE, identifier_type=TYPE_EMAIL, value=address)
         for address in ("Ada@example.com", "ada@example.com")
     ]
-    assert set((await refused(put(client, shop, source_identities=twice))).fields) == {"customer.source_identities[1]"}
+    assert set((await refused(put_customer(client, shop, source_identities=twice))).fields) == {
+        "customer.source_identities[1]"
+    }
 
 
 async def test_a_new_written_form_of_an_address_starts_no_pause(service: Service, shop: Shop) -> None:
     """The open code stays valid, and the next code goes to the new form."""
     client = service.client
-    await put(client, shop, email="Ada@example.com")
+    await put_customer(client, shop, email="Ada@example.com")
     _, code = await issue_and_read_code(service, shop, validation_type=EMAIL)
 
-    assert (await put(client, shop, email="ADA@Example.com")).email == "ADA@Example.com"
+    assert (await put_customer(client, shop, email="ADA@Example.com")).email == "ADA@Example.com"
     assert await guess_code(client, shop, code)
-    applied = await client.customers.ApplyCustomerUpdate(update(shop, email=" ada@example.com\u200b"))
-    assert (outcome(applied), skipped(applied), (await of_buyer(client, shop))[1]) == ("APPLIED", {}, "ada@example.com")
+    applied = await client.customers.ApplyCustomerUpdate(customer_update(shop, email=" ada@example.com\u200b"))
+    assert (update_outcome(applied), skipped_causes(applied), (await contacts_of_buyer(client, shop))[1]) == (
+        "APPLIED",
+        {},
+        "ada@example.com",
+    )
     assert await guess_code(client, shop, code)
     await issue_and_read_code(service, shop, 50, validation_type=EMAIL)
     assert service.outbox.messages[-1].destination == "ada@example.com"
@@ -127,19 +140,22 @@ async def test_a_new_written_form_of_an_address_starts_no_pause(service: Service
 
 async def test_a_claimed_contact_has_the_written_form_of_its_claimant(service: Service, shop: Shop) -> None:
     client = service.client
-    await put(client, shop, "c-2", email="ada@example.com", mobile="+541123456789")
-    applied = update(shop, "claimant", kind=CREATED, email="ADA@Example.com", mobile="+5491123456789")
-    assert skipped(await client.customers.ApplyCustomerUpdate(applied)) == {TYPE_EMAIL: TAKEN, TYPE_MOBILE: TAKEN}
-    await put(client, shop, "c-2")
+    await put_customer(client, shop, "c-2", email="ada@example.com", mobile="+541123456789")
+    applied = customer_update(shop, "claimant", kind=CREATED, email="ADA@Example.com", mobile="+5491123456789")
+    assert skipped_causes(await client.customers.ApplyCustomerUpdate(applied)) == {
+        TYPE_EMAIL: TAKEN,
+        TYPE_MOBILE: TAKEN,
+    }
+    await put_customer(client, shop, "c-2")
 
-    assert await of_buyer(client, shop, "claimant") == ("+5491123456789", "ADA@Example.com")
+    assert await contacts_of_buyer(client, shop, "claimant") == ("+5491123456789", "ADA@Example.com")
 
 
 async def test_written_forms_of_an_address_share_its_send_limit(client: Client, shop: Shop) -> None:
     for points, address in enumerate(("ada@example.com", "Ada@example.com", "ADA@example.com"), start=1):
-        await put(client, shop, email=address)
+        await put_customer(client, shop, email=address)
         assert (await issue_code(client, shop, points, validation_type=EMAIL)).sent
-    await put(client, shop, email="aDa@example.com")
+    await put_customer(client, shop, email="aDa@example.com")
 
     assert (await refused(issue_code(client, shop, 4, validation_type=EMAIL))).reason == "SEND_LIMIT_REACHED"
 
@@ -148,7 +164,7 @@ async def test_source_identities_are_returned_as_written(client: Client, shop: S
     known = identity_pb2.SourceIdentity(
         source=identity_pb2.USER_SOURCE_LINE, identifier_type=TYPE_EMAIL, value="Stra\u00dfe@example.com"
     )
-    stored = await put(client, shop, source_identities=[known])
+    stored = await put_customer(client, shop, source_identities=[known])
     await client.put_group(
         shop.merchant_id, "g", primary_customer_id="c-1", members=[{"customer_id": "c-1", "can_redeem": True}]
     )
@@ -171,17 +187,17 @@ async def test_source_identities_are_returned_as_written(client: Client, shop: S
 async def test_every_form_of_a_number_finds_the_same_customer(
     service: Service, client: Client, shop: Shop, forms: dict[str, str], written: str
 ) -> None:
-    assert (await put(client, shop, mobile=written)).mobile == forms[written]
+    assert (await put_customer(client, shop, mobile=written)).mobile == forms[written]
     await issue_and_read_code(service, shop)
     assert service.outbox.messages[-1].destination == forms[written]
 
     for number, form in enumerate(forms):
-        assert await found(client, shop, mobile=form) == "c-1"
+        assert await find_customer_id(client, shop, mobile=form) == "c-1"
         request = redemption_pb2.GetCustomerPointsRequest(customer=customer_ref(shop, mobile=form), program_id=1)
         assert (await client.redemption.GetCustomerPoints(request)).active_points == 500
-        assert (await refused(put(client, shop, "c-2", mobile=form))).reason == "IDENTIFIER_TAKEN"
-        applied = update(shop, f"other-{number}", kind=CREATED, mobile=form.replace(" ", ""))
-        assert skipped(await client.customers.ApplyCustomerUpdate(applied)) == {TYPE_MOBILE: TAKEN}
+        assert (await refused(put_customer(client, shop, "c-2", mobile=form))).reason == "IDENTIFIER_TAKEN"
+        applied = customer_update(shop, f"other-{number}", kind=CREATED, mobile=form.replace(" ", ""))
+        assert skipped_causes(await client.customers.ApplyCustomerUpdate(applied)) == {TYPE_MOBILE: TAKEN}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +212,7 @@ async def test_national_forms_are_read_by_the_region_of_the_program(
     client: Client, shop: Shop, region: str, stored: str, national: str
 ) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, default_region=region)
-    await put(client, shop, mobile=stored)
+    await put_customer(client, shop, mobile=stored)
 
     assert await violation_codes(client, validate_request(shop, customer=customer_ref(shop, mobile=national))) == []
     answer = await redeem(client, redeem_request(shop, customer=customer_ref(shop, mobile=f"\u202a{national}\u202c")))
@@ -214,25 +230,25 @@ async def test_national_forms_are_read_by_the_region_of_the_program(
 async def test_brazils_trunked_radio_numbers_get_no_ninth_digit(
     client: Client, shop: Shop, without: str, mobile: str
 ) -> None:
-    await put(client, shop, "c-1", mobile=without)
-    await put(client, shop, "c-2", mobile=mobile)
+    await put_customer(client, shop, "c-1", mobile=without)
+    await put_customer(client, shop, "c-2", mobile=mobile)
 
     assert (await client.customer(shop.merchant_id, "c-1")).mobile == without
-    assert await found(client, shop, mobile=without) == "c-1"
-    assert await found(client, shop, mobile=mobile) == "c-2"
+    assert await find_customer_id(client, shop, mobile=without) == "c-1"
+    assert await find_customer_id(client, shop, mobile=mobile) == "c-2"
 
 
 async def test_a_new_written_form_of_a_number_starts_no_pause(service: Service, shop: Shop) -> None:
     client = service.client
-    await put(client, shop, mobile="+541123456789")
-    assert (await put(client, shop, mobile="+5491123456789")).mobile == "+5491123456789"
+    await put_customer(client, shop, mobile="+541123456789")
+    assert (await put_customer(client, shop, mobile="+5491123456789")).mobile == "+5491123456789"
     _, code = await issue_and_read_code(service, shop)
     assert service.outbox.messages[-1].destination == "+5491123456789"
 
-    applied = await client.customers.ApplyCustomerUpdate(update(shop, mobile="+541123456789"))
-    assert (outcome(applied), await of_buyer(client, shop)) == ("APPLIED", ("+541123456789", ""))
+    applied = await client.customers.ApplyCustomerUpdate(customer_update(shop, mobile="+541123456789"))
+    assert (update_outcome(applied), await contacts_of_buyer(client, shop)) == ("APPLIED", ("+541123456789", ""))
     assert await guess_code(client, shop, code)
-    await put(client, shop, mobile="+54 11 15 2345 6789")
+    await put_customer(client, shop, mobile="+54 11 15 2345 6789")
     await issue_and_read_code(service, shop, 50)
     assert service.outbox.messages[-1].destination == "+5491123456789"
 
@@ -255,7 +271,7 @@ async def test_a_missed_call_confirms_its_challenge_in_every_form(
 ) -> None:
     validation = {**VALIDATION, "channels": [MISSED_CALL], "missed_call_number": called[0]}
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=validation)
-    await put(client, shop, mobile=caller[0])
+    await put_customer(client, shop, mobile=caller[0])
     challenge = await issue_code(client, shop)
     assert challenge.missed_call_number == called[0]
 
@@ -291,13 +307,13 @@ async def test_pasted_identifiers_are_found_and_stored_without_invisible_charact
     fields: dict[str, Any] = {
         f"{name}s" if name.startswith("card") else name: [pasted] if name.startswith("card") else pasted
     }
-    customer = await put(client, shop, **fields)
+    customer = await put_customer(client, shop, **fields)
 
     assert clean in {customer.mobile, customer.email, customer.external_id, *customer.card_numbers} | {
         *customer.card_external_ids
     }
     for written in (clean, pasted, f" {clean}\u200b"):
-        assert await found(client, shop, **{name: written}) == "c-1"
+        assert await find_customer_id(client, shop, **{name: written}) == "c-1"
         points = redemption_pb2.GetCustomerPointsRequest(customer=customer_ref(shop, **{name: written}), program_id=1)
         assert (await client.redemption.GetCustomerPoints(points)).active_points == 500
 

@@ -20,7 +20,12 @@ from pointbook_cli.points_import import batch_sender
 from pointbook_cli.points_import.importer import ImportOptions, run_import
 from pointbook_cli.points_import.points_file import FORMATS, Format, PointsFileOptions
 from shopline_shim.settings import ShimSettings
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 Row = dict[str, object]
 Imports = Callable[..., Any]

@@ -14,10 +14,12 @@ from pointbook_server.metrics import Metrics
 from pointbook_server.metrics_endpoint import MetricsEndpoint
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_code
-from support.harness import Client, Service, Shop, server_settings
 from support.http_clients import http_client
 from support.redemption import earn
+from support.servers import Service, server_settings
+from support.shops import Shop
 
 
 @pytest.fixture

@@ -1,11 +1,8 @@
 """The migrations: their result equals tables.py, and they can run at any time."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
-import asyncpg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
@@ -15,6 +12,7 @@ from pointbook_server.db.database import SESSION_SETTINGS, create_engine
 from pointbook_server.db.migrations import LOCK_KEY, is_pending, migrate
 from pointbook_server.db.tables import metadata
 from pointbook_server.errors import PointbookError, Reason
+from support.connections import connected
 from support.embedded_database import Cluster
 from support.waiting import until, until_locks_are_awaited
 
@@ -57,16 +55,6 @@ async def empty_url(cluster: Cluster) -> str:
 
     await cluster.template(EMPTY, leave_empty)
     return await cluster.clone(EMPTY)
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Any]:
-    """Open a plain connection."""
-    connection = await asyncpg.connect(url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def catalogue(url: str, query: str) -> list[tuple[object, ...]]:

@@ -9,9 +9,15 @@ import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code, read_audit
-from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refusal, refused, unique
 from support.redemption import PENDING, customer_ref, earn, redeem, redeem_request, validate_request
+from support.refusals import refusal, refused
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 CALLER, CALLED = "+8613812345678", "+862112345678"
 MISSED_CALL = redemption_pb2.VALIDATION_TYPE_MISSED_CALL

@@ -11,7 +11,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.server import Server
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.points import (
     APPLIED,
     DECREASE,
@@ -22,10 +23,14 @@ from support.points import (
     buyer_account,
     count_rows,
     decrease,
-    entries,
-    event_ids,
     increase,
+    list_entries,
+    list_event_ids,
 )
+from support.refusals import refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.unique_names import unique
 
 POINTS_MAX = 10**15
 YEAR_2000_MS = 946_684_800_000
@@ -64,7 +69,7 @@ async def test_an_entry_has_the_event_its_webhook_and_its_receive_time(client: C
     )
     await client.apply(update)
 
-    [entry] = await entries(client, shop)
+    [entry] = await list_entries(client, shop)
 
     assert entry == points_pb2.PointsEntry(
         update=update, receive_time=at(NOW_MS), outcome=APPLIED, balance_before=0, balance_after=20
@@ -272,7 +277,7 @@ async def test_the_webhook_is_not_part_of_the_content(client: Client, shop: Shop
     again = await client.apply(update)
 
     assert again.outcome == DUPLICATE
-    assert [entry.update.webhook.webhook_id for entry in await entries(client, shop)] == ["first"]
+    assert [entry.update.webhook.webhook_id for entry in await list_entries(client, shop)] == ["first"]
 
 
 @pytest.mark.parametrize(
@@ -302,7 +307,7 @@ async def test_an_event_id_with_different_content_is_refused(
     assert refusal.reason == "EVENT_ID_REUSED"
     assert refusal.metadata == {"event_id": update.event_id}
     assert await buyer_account(client, shop) == before
-    assert await event_ids(client, shop) == [update.event_id]
+    assert await list_event_ids(client, shop) == [update.event_id]
     assert (await client.account(shop.merchant_id, shop.store_id, "another")).points_balance == 0
 
 
@@ -362,7 +367,7 @@ async def test_times_are_truncated_to_milliseconds(client: Client, shop: Shop) -
     again = await client.apply(update)
 
     assert again.outcome == DUPLICATE
-    [entry] = await entries(client, shop)
+    [entry] = await list_entries(client, shop)
     assert entry.update.updated_at.nanos == 123_000_000
     assert entry.update.points_expiry_time.nanos == 7_000_000
 

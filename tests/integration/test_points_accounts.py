@@ -5,7 +5,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import superuser
 from support.points import (
     APPLIED,
     DUPLICATE,
@@ -15,11 +17,14 @@ from support.points import (
     START_MS,
     buyer_account,
     decrease,
-    entries,
-    event_ids,
     increase,
-    superuser,
+    list_entries,
+    list_event_ids,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 # Scenes and expiry.
 
@@ -29,7 +34,7 @@ async def test_an_unknown_scene_is_stored_by_name_and_applied(client: Client, sh
     await client.apply(increase(shop, 0, 20, 20, updated_scene=None, unrecognized_scene="LUCKY_DRAW"))
     await client.apply(decrease(shop, 1, 5, 15, updated_scene=None, unrecognized_scene="UNLUCKY_DRAW"))
 
-    newest, oldest = await entries(client, shop)
+    newest, oldest = await list_entries(client, shop)
 
     assert (newest.update.unrecognized_scene, newest.update.updated_scene) == ("UNLUCKY_DRAW", 0)
     assert (oldest.update.unrecognized_scene, oldest.update.updated_scene) == ("LUCKY_DRAW", 0)
@@ -47,7 +52,7 @@ async def test_the_name_of_a_known_scene_is_the_same_content_as_its_number(clien
     again = await client.apply(update)
 
     assert again.outcome == DUPLICATE
-    [entry] = await entries(client, shop)
+    [entry] = await list_entries(client, shop)
     assert (entry.update.updated_scene, entry.update.unrecognized_scene) == (ORDERS, "")
 
 
@@ -55,7 +60,7 @@ async def test_a_scene_that_disagrees_is_applied_and_marked(client: Client, shop
     response = await client.apply(increase(shop, 0, 20, 20, updated_scene=REDEEM_COUPON))
 
     assert response.account.points_balance == 20
-    assert [entry.scene_disagrees for entry in await entries(client, shop)] == [True]
+    assert [entry.scene_disagrees for entry in await list_entries(client, shop)] == [True]
 
 
 async def test_the_expiry_of_a_decrease_is_ignored(client: Client, shop: Shop) -> None:
@@ -67,7 +72,7 @@ async def test_the_expiry_of_a_decrease_is_ignored(client: Client, shop: Shop) -
     again = await client.apply(update)
 
     assert again.outcome == DUPLICATE
-    assert not (await entries(client, shop))[0].update.HasField("points_expiry_time")
+    assert not (await list_entries(client, shop))[0].update.HasField("points_expiry_time")
 
 
 async def test_a_decrease_draws_the_soonest_expiry_first(client: Client, shop: Shop) -> None:
@@ -77,7 +82,7 @@ async def test_a_decrease_draws_the_soonest_expiry_first(client: Client, shop: S
 
     await client.apply(decrease(shop, 3, 15, 15))
 
-    newest = (await entries(client, shop))[0]
+    newest = (await list_entries(client, shop))[0]
     assert list(newest.draws) == [
         points_pb2.PointsDraw(event_id="soon", points=10, points_expiry_time=at(NOW_MS + 1_000)),
         points_pb2.PointsDraw(event_id="late", points=5, points_expiry_time=at(NOW_MS + 2_000)),
@@ -176,7 +181,7 @@ async def test_drift_appears_with_a_gap_and_disappears_with_the_missing_event(cl
     assert late.outcome == LATE
     assert (late.drift, late.account.drift) == (0, 0)
     assert late.account.points_balance == 55
-    assert [(e.drift, e.balance_before, e.balance_after, e.outcome) for e in await entries(client, shop)] == [
+    assert [(e.drift, e.balance_before, e.balance_after, e.outcome) for e in await list_entries(client, shop)] == [
         (0, 50, 55, APPLIED),
         (0, 20, 50, LATE),
         (0, 0, 20, APPLIED),
@@ -190,7 +195,7 @@ async def test_points_that_expire_without_an_event_are_not_drift(client: Client,
 
     assert response.drift == 0
     assert response.account.silently_expired_points == 20
-    newest = (await entries(client, shop))[0]
+    newest = (await list_entries(client, shop))[0]
     assert newest.silently_expired == 20
     assert [(draw.points, draw.points_expiry_time) for draw in newest.draws] == [(20, at(START_MS + 5))]
 
@@ -218,7 +223,7 @@ async def test_a_millisecond_is_ordered_by_its_balances(client: Client, shop: Sh
     ):
         await client.apply(update)
 
-    assert (await event_ids(client, shop))[:3] == ["third", "second", "first"]
+    assert (await list_event_ids(client, shop))[:3] == ["third", "second", "first"]
     account = await buyer_account(client, shop)
     assert (account.points_balance, account.drift) == (20, 0)
 
@@ -250,7 +255,7 @@ async def test_a_decrease_without_a_balance_is_refused_if_the_balance_would_be_n
     assert refusal.reason == "INSUFFICIENT_POINTS"
     assert refusal.metadata == {"event_id": update.event_id, "updated_value": "21"}
     assert await buyer_account(client, shop) == before
-    assert len(await entries(client, shop)) == 1
+    assert len(await list_entries(client, shop)) == 1
 
 
 async def test_a_refusal_is_stored(client: Client, shop: Shop) -> None:

@@ -15,20 +15,25 @@ from pointbook_server.db.database import Connection, Statement
 from pointbook_server.db.database_health import PING
 from pointbook_server.db.schema import REVISION, UNUSABLE
 from pointbook_server.ledger import fold
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.ledger import check_ledger
 from support.points import (
     START_MS,
+    apply_batch,
     buyer_account,
     count_rows,
     decrease,
-    entries,
-    event_ids,
     increase,
+    list_entries,
+    list_event_ids,
     list_request,
     outcomes_of,
-    send,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 OWN_STATEMENTS = {PING, READ_TOKENS, REVISION, UNUSABLE}
 """Statements that the server runs by itself at any time."""
@@ -72,7 +77,7 @@ async def test_the_results_of_a_batch_are_in_the_order_of_its_updates(
         decrease(shop, 30, 15, 40),
     ]
 
-    results = await send(client, *updates)
+    results = await apply_batch(client, *updates)
 
     assert outcomes_of(results) == ["APPLIED", "APPLIED", "APPLIED", "LATE", "APPLIED"]
     assert [result.response.account.buyer_id for result in results] == ["buyer", "another", "buyer", "buyer", "buyer"]
@@ -95,7 +100,7 @@ async def test_a_failed_update_does_not_affect_the_others(client: Client, shop: 
         decrease(shop, 15, 5, 20),
     ]
 
-    results = await send(client, *updates)
+    results = await apply_batch(client, *updates)
 
     assert outcomes_of(results) == [
         "APPLIED",
@@ -122,7 +127,7 @@ async def test_the_wrong_fields_of_an_update_have_the_same_paths_as_in_a_single_
 ) -> None:
     wrong = shop.update(event_id="an event", updated_value=-1, updated_at=at(NOW_MS + 86_400_001))
 
-    right, error = await send(client, shop.update(), wrong)
+    right, error = await apply_batch(client, shop.update(), wrong)
 
     assert right.response.account.points_balance == 20
     assert error.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -137,7 +142,7 @@ async def test_merchants_in_one_call_do_not_share_a_transaction(client: Client, 
     stranger = Shop(unique("merchant"), shop.store_id)
     event_id = unique("event")
 
-    results = await send(
+    results = await apply_batch(
         client,
         shop.update(event_id=event_id),
         stranger.update(event_id=event_id),
@@ -165,12 +170,12 @@ async def test_a_failed_transaction_of_a_merchant_does_not_affect_other_merchant
 
     with monkeypatch.context() as patched:
         patched.setattr(Connection, "fetch", broken)
-        results = await send(client, shop.update(), other.update(), shop.update("another"))
+        results = await apply_batch(client, shop.update(), other.update(), shop.update("another"))
 
     assert outcomes_of(results) == ["APPLIED", "DATABASE_UNAVAILABLE", "APPLIED"]
     assert results[1].error.code == grpc.StatusCode.UNAVAILABLE.value[0]
     assert await count_rows(service, other.merchant_id) == (0, 0)
-    assert outcomes_of(await send(client, other.update())) == ["APPLIED"]
+    assert outcomes_of(await apply_batch(client, other.update())) == ["APPLIED"]
 
 
 async def test_a_defect_affects_only_its_own_update_and_is_not_disclosed(
@@ -184,7 +189,7 @@ async def test_a_defect_affects_only_its_own_update_and_is_not_disclosed(
         return await fetch_one(self, statement, values)
 
     monkeypatch.setattr(Connection, "fetch_one", broken)
-    results = await send(client, shop.update(), guilty, shop.update("another"))
+    results = await apply_batch(client, shop.update(), guilty, shop.update("another"))
 
     assert outcomes_of(results) == ["APPLIED", "INTERNAL", "APPLIED"]
     assert "defect" not in results[1].error.message
@@ -197,7 +202,7 @@ async def test_repeated_event_ids_follow_the_same_rules_in_a_batch_as_between_ca
     other_content = increase(shop, 0, 21, 21, event_id=first.event_id)
     same_content = increase(shop, 0, 20, 20)
 
-    results = await send(client, first, first, other_content, same_content, refused_one, refused_one)
+    results = await apply_batch(client, first, first, other_content, same_content, refused_one, refused_one)
 
     assert outcomes_of(results) == [
         "APPLIED",
@@ -207,18 +212,20 @@ async def test_repeated_event_ids_follow_the_same_rules_in_a_batch_as_between_ca
         "INSUFFICIENT_POINTS",
         "INSUFFICIENT_POINTS",
     ]
-    assert await event_ids(client, shop) == [first.event_id]
+    assert await list_event_ids(client, shop) == [first.event_id]
     # The event_id of the duplicate is free.
     same_content.updated_at.CopyFrom(at(NOW_MS))
     same_content.points_balance = 40
-    assert outcomes_of(await send(client, same_content)) == ["APPLIED"]
+    assert outcomes_of(await apply_batch(client, same_content)) == ["APPLIED"]
     await check_ledger(service.database_url, shop.merchant_id)
 
 
 async def test_events_without_a_balance_are_checked_in_the_order_of_the_request(client: Client, shop: Shop) -> None:
     await client.apply(increase(shop, 0, 20, 20))
 
-    results = await send(client, decrease(shop, 20, 15, None), decrease(shop, 10, 15, None), decrease(shop, 5, 5, None))
+    results = await apply_batch(
+        client, decrease(shop, 20, 15, None), decrease(shop, 10, 15, None), decrease(shop, 5, 5, None)
+    )
 
     assert outcomes_of(results) == ["APPLIED", "INSUFFICIENT_POINTS", "LATE"]
     assert (await buyer_account(client, shop)).points_balance == 0
@@ -227,14 +234,14 @@ async def test_events_without_a_balance_are_checked_in_the_order_of_the_request(
 async def test_a_thousand_updates_in_reverse_order(client: Client, shop: Shop, service: Service) -> None:
     updates = [increase(shop, n, 1, n, buyer_id=f"buyer-{number}") for n in range(100, 0, -1) for number in range(10)]
 
-    results = await send(client, *updates)
+    results = await apply_batch(client, *updates)
 
     assert len(results) == 1_000
     assert Counter(outcomes_of(results)) == {"APPLIED": 10, "LATE": 990}
     stored_ledger = await check_ledger(service.database_url, shop.merchant_id)
     assert {(stored.account.balance, stored.account.drift) for stored in stored_ledger.values()} == {(100, 0)}
     assert sum(len(stored.entries) for stored in stored_ledger.values()) == 1_000
-    assert set(outcomes_of(await send(client, *reversed(updates)))) == {"DUPLICATE"}
+    assert set(outcomes_of(await apply_batch(client, *reversed(updates)))) == {"DUPLICATE"}
 
 
 async def test_late_events_are_folded_from_a_checkpoint_before_the_first_of_them(
@@ -242,12 +249,12 @@ async def test_late_events_are_folded_from_a_checkpoint_before_the_first_of_them
 ) -> None:
     """Also if it is not the first of the batch, or has the time of a checkpoint."""
     monkeypatch.setattr(fold, "CHECKPOINT_ENTRIES", 2)
-    await send(client, *(increase(shop, 10 * n, 1, 2 * n) for n in range(1, 11)))
+    await apply_batch(client, *(increase(shop, 10 * n, 1, 2 * n) for n in range(1, 11)))
 
-    results = await send(client, increase(shop, 25, 1, 5), increase(shop, 95, 1, 19), increase(shop, 75, 1, 15))
+    results = await apply_batch(client, increase(shop, 25, 1, 5), increase(shop, 95, 1, 19), increase(shop, 75, 1, 15))
     assert outcomes_of(results) == ["LATE"] * 3
     (stored,) = (await check_ledger(service.database_url, shop.merchant_id)).values()
-    await send(client, increase(shop, sorted(stored.checkpoints)[3] - START_MS, 3, None))
+    await apply_batch(client, increase(shop, sorted(stored.checkpoints)[3] - START_MS, 3, None))
 
     (stored,) = (await check_ledger(service.database_url, shop.merchant_id)).values()
     assert len(stored.entries) == 14
@@ -256,7 +263,7 @@ async def test_late_events_are_folded_from_a_checkpoint_before_the_first_of_them
 
 @pytest.mark.parametrize("count", [0, 1_001])
 async def test_a_batch_has_one_to_a_thousand_updates(client: Client, shop: Shop, service: Service, count: int) -> None:
-    refusal = await refused(send(client, *(increase(shop, n, 1, n) for n in range(count))))
+    refusal = await refused(apply_batch(client, *(increase(shop, n, 1, n) for n in range(count))))
 
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
     assert set(refusal.fields) == {"updates"}
@@ -268,18 +275,18 @@ async def test_a_call_that_does_not_fit_in_the_queue_is_refused_as_a_whole(
 ) -> None:
     monkeypatch.setattr(service.server.services.points_batcher, "_waiting_max", 2)
 
-    refusal = await refused(send(client, *(increase(shop, n, 1, n) for n in range(1, 4))))
+    refusal = await refused(apply_batch(client, *(increase(shop, n, 1, n) for n in range(1, 4))))
 
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert refusal.retry_seconds
     assert await count_rows(service, shop.merchant_id) == (0, 0)
-    assert outcomes_of(await send(client, increase(shop, 1, 1, 1), increase(shop, 2, 1, 2))) == ["APPLIED"] * 2
+    assert outcomes_of(await apply_batch(client, increase(shop, 1, 1, 1), increase(shop, 2, 1, 2))) == ["APPLIED"] * 2
 
 
 async def statements_of(client: Client, updates: list[points_pb2.PointsUpdate]) -> list[str]:
     """Return the statements that a batch takes."""
     with statements() as ran:
-        results = await send(client, *updates)
+        results = await apply_batch(client, *updates)
     assert set(outcomes_of(results)) <= {"APPLIED", "LATE"}
     return ran
 
@@ -317,8 +324,8 @@ async def test_pages_show_each_earlier_entry_once_while_entries_arrive(
     client: Client, shop: Shop, after_ms: int
 ) -> None:
     """The new entries are newer than the others, between them, or older."""
-    await send(client, *(increase(shop, n * 10, 1, n + 1) for n in range(10)))
-    ids = await event_ids(client, shop)
+    await apply_batch(client, *(increase(shop, n * 10, 1, n + 1) for n in range(10)))
+    ids = await list_event_ids(client, shop)
 
     found: list[str] = []
     token = ""
@@ -336,13 +343,13 @@ async def test_pages_show_each_earlier_entry_once_while_entries_arrive(
 
 async def test_a_page_continues_after_its_last_entry_even_if_its_ordinal_changes(client: Client, shop: Shop) -> None:
     """A late event of the same millisecond changes the ordinals."""
-    await send(client, *(increase(shop, 0, 1, n + 1) for n in range(4)))
-    ids = await event_ids(client, shop)
+    await apply_batch(client, *(increase(shop, 0, 1, n + 1) for n in range(4)))
+    ids = await list_event_ids(client, shop)
     page = await client.points.ListPointsEntries(list_request(shop, page_size=2))
     late = increase(shop, 0, 1, None)
     await client.apply(late)
 
-    rest = await event_ids(client, shop, page_token=page.next_page_token)
+    rest = await list_event_ids(client, shop, page_token=page.next_page_token)
 
     assert rest == [*ids[2:], late.event_id]
 
@@ -351,7 +358,7 @@ async def test_a_page_continues_after_its_last_entry_even_if_its_ordinal_changes
 
 
 async def test_drifting_accounts_are_listed_until_the_missing_event_arrives(client: Client, shop: Shop) -> None:
-    await send(
+    await apply_batch(
         client, increase(shop, 0, 20, 20), increase(shop, 20, 5, 55), increase(shop, 0, 1, 1, buyer_id="no-drift")
     )
 
@@ -370,7 +377,7 @@ async def test_drifting_accounts_are_listed_in_pages(client: Client, shop: Shop)
     await client.put_store(shop.merchant_id, other_store)
     accounts = [(store_id, f"buyer-{number}") for store_id in (shop.store_id, other_store) for number in range(3)]
     for store_id, name in accounts:
-        await send(
+        await apply_batch(
             client,
             increase(shop, 0, 20, 20, store_id=store_id, buyer_id=name),
             decrease(shop, 20, 5, 10, store_id=store_id, buyer_id=name),
@@ -403,8 +410,8 @@ async def test_a_wrong_request_for_drifting_accounts_names_all_wrong_fields(clie
 async def test_drifting_accounts_of_other_merchants_are_not_listed(client: Client, shop: Shop) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
-    await send(client, increase(other, 0, 20, 20), increase(other, 20, 5, 55))
+    await apply_batch(client, increase(other, 0, 20, 20), increase(other, 20, 5, 55))
 
     assert not (await drifting(client, shop)).accounts
     assert len((await drifting(client, other)).accounts) == 1
-    assert len(await entries(client, other)) == 2
+    assert len(await list_entries(client, other)) == 2

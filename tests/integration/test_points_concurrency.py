@@ -13,9 +13,15 @@ from pointbook.v1 import points_pb2
 from pointbook_server.ledger.model import Account, Entry
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from support.harness import NOW_MS, Client, Outbox, Service, Shop, at, refusal, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.ledger import check_ledger
+from support.outbox import Outbox
 from support.points import DECREASE, DUPLICATE, INCREASE
+from support.refusals import refusal
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.unique_names import unique
 from support.waiting import until
 
 CALLERS = 32

@@ -1,6 +1,5 @@
 """Events that are later than all of their account: they are applied without locks."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import patch
 
@@ -19,17 +18,11 @@ from pointbook_server.ledger.model import (
     UpdateType,
     WebhookOrigin,
 )
-from support.harness import Client, Service, Shop
+from support.clients import Client
 from support.ledger import check_ledger, ledger_transactions
 from support.points import START_MS, increase
-
-
-@pytest.fixture
-async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool separate from the server's, as another server has one."""
-    database = Database(service.database_url, pool_size=4)
-    yield database
-    await database.dispose()
+from support.servers import Service
+from support.shops import Shop
 
 
 @pytest.fixture

@@ -4,8 +4,12 @@ import pytest
 import structlog
 
 from pointbook.v1 import points_pb2
-from support.harness import Client, Service, Shop, at, unique
-from support.points import APPLIED, DUPLICATE, START_MS, buyer_account, decrease, increase, send
+from support.clients import Client
+from support.clocks import at
+from support.points import APPLIED, DUPLICATE, START_MS, apply_batch, buyer_account, decrease, increase
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 DIFFERENT_IDS = [("w-1", "w-2", True), ("w-1", "w-1", False), ("w-1", "", False), ("", "w-2", False), ("", "", False)]
 
@@ -42,7 +46,7 @@ async def test_a_duplicate_within_a_batch_reports_it_too(
 ) -> None:
     update = shop.update()
 
-    applied, again = await send(client, delivered_by(update, first), delivered_by(update, second))
+    applied, again = await apply_batch(client, delivered_by(update, first), delivered_by(update, second))
 
     assert (applied.response.outcome, applied.response.webhook_id_differs) == (APPLIED, False)
     assert (again.response.outcome, again.response.webhook_id_differs) == (DUPLICATE, differs)

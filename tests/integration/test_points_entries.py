@@ -10,8 +10,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1 import points_pb2
 from pointbook_server.db.tables import points_entries
-from support.harness import NOW_MS, Client, Service, Shop, at, refused
-from support.points import DECREASE, INCREASE, START_MS, decrease, entries, event_ids, increase, list_request, superuser
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import superuser
+from support.points import DECREASE, INCREASE, START_MS, decrease, increase, list_entries, list_event_ids, list_request
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
 
 DERIVED_COLUMNS = (
     "ordinal",
@@ -28,7 +33,7 @@ DERIVED_COLUMNS = (
 # Lists.
 
 
-async def fill(client: Client, shop: Shop) -> list[str]:
+async def apply_seven_updates(client: Client, shop: Shop) -> list[str]:
     """Write seven entries, and return their event_ids, newest first.
 
     Two of them are in one millisecond.
@@ -49,15 +54,15 @@ async def fill(client: Client, shop: Shop) -> list[str]:
 
 async def test_entries_are_listed_newest_first_in_ledger_order(client: Client, shop: Shop) -> None:
     """Also inside a millisecond; entries of other accounts are not listed."""
-    ids = await fill(client, shop)
+    ids = await apply_seven_updates(client, shop)
     await client.apply(increase(shop, 2, 1, 1, buyer_id="another"))
 
-    assert await event_ids(client, shop) == ids
+    assert await list_event_ids(client, shop) == ids
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 1_000])
 async def test_pages_show_every_entry_once(client: Client, shop: Shop, size: int) -> None:
-    ids = await fill(client, shop)
+    ids = await apply_seven_updates(client, shop)
 
     found: list[str] = []
     lengths: list[int] = []
@@ -86,11 +91,11 @@ async def test_a_page_has_fifty_entries_by_default(client: Client, shop: Shop) -
 
 
 async def test_newer_entries_do_not_shift_the_next_page(client: Client, shop: Shop) -> None:
-    ids = await fill(client, shop)
+    ids = await apply_seven_updates(client, shop)
     page = await client.points.ListPointsEntries(list_request(shop, page_size=3))
     await client.apply(increase(shop, 9, 1, 26))
 
-    rest = await event_ids(client, shop, page_token=page.next_page_token)
+    rest = await list_event_ids(client, shop, page_token=page.next_page_token)
 
     assert rest == ids[3:]
 
@@ -113,12 +118,12 @@ async def test_newer_entries_do_not_shift_the_next_page(client: Client, shop: Sh
 async def test_filters_by_type_scene_and_time(
     client: Client, shop: Shop, filters: Mapping[str, Any], indexes: list[int]
 ) -> None:
-    ids = await fill(client, shop)
+    ids = await apply_seven_updates(client, shop)
 
-    assert await event_ids(client, shop, **filters) == [ids[index] for index in indexes]
+    assert await list_event_ids(client, shop, **filters) == [ids[index] for index in indexes]
     first = await client.points.ListPointsEntries(list_request(shop, page_size=1, **filters))
     if len(indexes) > 1:
-        rest = await event_ids(client, shop, page_token=first.next_page_token, **filters)
+        rest = await list_event_ids(client, shop, page_token=first.next_page_token, **filters)
         assert rest == [ids[index] for index in indexes[1:]]
     else:
         assert not first.next_page_token
@@ -126,7 +131,7 @@ async def test_filters_by_type_scene_and_time(
 
 async def test_a_page_token_is_valid_for_its_own_list_only(client: Client, shop: Shop) -> None:
     """The page size may change."""
-    await fill(client, shop)
+    await apply_seven_updates(client, shop)
     token = (await client.points.ListPointsEntries(list_request(shop, page_size=2))).next_page_token
 
     for other in (
@@ -141,7 +146,7 @@ async def test_a_page_token_is_valid_for_its_own_list_only(client: Client, shop:
         refusal = await refused(client.points.ListPointsEntries(list_request(shop, page_token=token, **other)))
         assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
         assert set(refusal.fields) == {"page_token"}
-    assert len(await entries(client, shop, page_size=4, page_token=token)) == 4
+    assert len(await list_entries(client, shop, page_size=4, page_token=token)) == 4
 
 
 @pytest.mark.parametrize("token", ["x", "é", "AAAA", "W10=", "e30=", "bnVsbA==", "A" * 5_000])
@@ -222,7 +227,7 @@ async def test_entries_cannot_be_deleted(client: Client, shop: Shop, service: Se
         with pytest.raises(asyncpg.RestrictViolationError):
             await connection.execute(statement)
 
-    assert len(await entries(client, shop)) == 1
+    assert len(await list_entries(client, shop)) == 1
 
 
 async def test_derived_values_may_be_updated(client: Client, shop: Shop, service: Service) -> None:

@@ -7,16 +7,19 @@ import asyncpg
 import pytest
 
 from pointbook.v1 import points_pb2
-from support.harness import Client, Service, Shop
+from support.clients import Client
+from support.connections import superuser
 from support.ledger import check_ledger
-from support.points import count_rows, decrease, event_ids, increase, outcomes_of, send, superuser
+from support.points import apply_batch, count_rows, decrease, increase, list_event_ids, outcomes_of
+from support.servers import Service
+from support.shops import Shop
 
 REFUSALS = "SELECT event_id FROM points_entries WHERE merchant_id = $1 AND outcome = 'REFUSED' ORDER BY event_id"
 
 
 async def apply(client: Client, *updates: points_pb2.PointsUpdate) -> list[str]:
     """Apply updates one by one; return the outcome or the error reason of each."""
-    return [outcomes_of(await send(client, update))[0] for update in updates]
+    return [outcomes_of(await apply_batch(client, update))[0] for update in updates]
 
 
 async def stored_refusals(service: Service, shop: Shop) -> list[str]:
@@ -54,7 +57,7 @@ async def test_a_forgotten_refusal_is_checked_again_on_retry(
         *("INSUFFICIENT_POINTS", "APPLIED", "INSUFFICIENT_POINTS", "LATE"),
     ]
     assert await apply(client, update, update) == ["LATE", "DUPLICATE"]
-    assert await event_ids(client, shop) == [later.event_id, update.event_id, earlier.event_id]
+    assert await list_event_ids(client, shop) == [later.event_id, update.event_id, earlier.event_id]
     await check_ledger(service.database_url, shop.merchant_id)
 
 
@@ -93,12 +96,12 @@ async def test_a_known_event_id_with_different_content_is_refused_even_if_refusa
 async def test_a_batch_may_mix_stored_and_forgotten_refusals(client: Client, shop: Shop, service: Service) -> None:
     stored, forgotten = decrease(shop, 10, 5, None), forgetting_decrease(shop, 20, 5)
 
-    results = await send(client, stored, forgotten, increase(shop, 0, 5, None), stored, forgotten)
+    results = await apply_batch(client, stored, forgotten, increase(shop, 0, 5, None), stored, forgotten)
 
     refused = "INSUFFICIENT_POINTS"
     assert outcomes_of(results) == [refused, refused, "APPLIED", refused, "APPLIED"]
     assert await stored_refusals(service, shop) == [stored.event_id]
-    assert await event_ids(client, shop, page_size=1) == [forgotten.event_id]
+    assert await list_event_ids(client, shop, page_size=1) == [forgotten.event_id]
     await check_ledger(service.database_url, shop.merchant_id)
 
 

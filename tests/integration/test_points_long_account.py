@@ -16,8 +16,12 @@ from pointbook_server.ledger.model import (
     WebhookOrigin,
 )
 from pointbook_server.ledger.transactions import LedgerTransactions
-from support.harness import NOW_MS, Client, Service, Shop, unique
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.ledger import ledger_transactions
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 ENTRIES = 100_000
 LATE_BY = 256

@@ -7,9 +7,21 @@ import pytest
 from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.ledger import lots
-from support.harness import NOW_MS, Client, Service, Shop, at
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.ledger import check_ledger
-from support.points import buyer_account, decrease, entries, increase, outcomes_of, send, unvoid, void
+from support.points import (
+    apply_batch,
+    buyer_account,
+    decrease,
+    increase,
+    list_entries,
+    outcomes_of,
+    unvoid_entries,
+    void_entries,
+)
+from support.servers import Service
+from support.shops import Shop
 
 EXPIRED = points_pb2.POINTS_UPDATE_SCENE_POINTS_EXPIRED
 
@@ -24,7 +36,7 @@ async def open_lots(client: Client, shop: Shop, count: int) -> None:
         for n in range(1, count + 1)
     ]
     for start in range(0, count, 1_000):
-        assert set(outcomes_of(await send(client, *updates[start : start + 1_000]))) == {"APPLIED"}
+        assert set(outcomes_of(await apply_batch(client, *updates[start : start + 1_000]))) == {"APPLIED"}
 
 
 @pytest.mark.parametrize("count", [501, 2_500])
@@ -62,7 +74,7 @@ async def test_draws_reach_the_overflow_lots_in_order_of_expiry(client: Client, 
 
     await client.apply(decrease(shop, count + 1, 1_500, 600))
 
-    (newest,) = await entries(client, shop, page_size=1)
+    (newest,) = await list_entries(client, shop, page_size=1)
     assert [draw.event_id for draw in newest.draws] == [f"{shop.store_id}-{n}" for n in range(1, 501)]
     assert newest.draws_truncated
     account = await buyer_account(client, shop, at_time=at(NOW_MS + 1_600))
@@ -74,11 +86,11 @@ async def test_draws_reach_the_overflow_lots_in_order_of_expiry(client: Client, 
 async def test_expired_overflow_lots_explain_a_gap(client: Client, shop: Shop, service: Service) -> None:
     """400 points expired silently; the next event takes points that expired since."""
     updates = [increase(shop, n, 1, n, points_expiry_time=at(NOW_MS - 1_000 + n)) for n in range(1, 601)]
-    await send(client, *updates)
+    await apply_batch(client, *updates)
     revealing = increase(shop, DAY_MS - 600, 5, 205)
     expiring = decrease(shop, DAY_MS - 500, 100, 105, updated_scene=EXPIRED)
 
-    first, second = await send(client, revealing, expiring)
+    first, second = await apply_batch(client, revealing, expiring)
 
     assert (first.response.drift, first.response.account.silently_expired_points) == (0, 400)
     assert (second.response.drift, second.response.account.active_points) == (0, 5)
@@ -97,7 +109,7 @@ async def test_a_late_event_of_an_account_with_very_many_lots(client: Client, sh
 
     assert late.outcome == points_pb2.APPLY_OUTCOME_LATE
     assert (late.account.points_balance, late.account.drift) == (405, 0)
-    (newest,) = await entries(client, shop, page_size=1)
+    (newest,) = await list_entries(client, shop, page_size=1)
     assert (newest.draws[0].event_id, newest.draws[0].points) == (f"{shop.store_id}-late", 5)
     assert (newest.draws[-1].event_id, newest.draws_truncated) == (f"{shop.store_id}-499", True)
     await check_ledger(service.database_url, shop.merchant_id)
@@ -110,14 +122,14 @@ async def test_void_entries_have_no_lots(client: Client, shop: Shop, service: Se
     before = await buyer_account(client, shop, at_time=at(NOW_MS + 690))
     ids = [f"{shop.store_id}-{n}" for n in (1, 200, 650)]
 
-    (account,) = await void(client, shop, *ids)
+    (account,) = await void_entries(client, shop, *ids)
 
     assert account.points_balance == count
     # The next balances still contain the points of the void entries: a gap, whose points never expire.
     assert account.drift == 2
     assert account.lifetime_points == count - 2
     await check_ledger(service.database_url, shop.merchant_id)
-    await unvoid(client, shop, *ids)
+    await unvoid_entries(client, shop, *ids)
     assert await buyer_account(client, shop, at_time=at(NOW_MS + 690)) == before
     await check_ledger(service.database_url, shop.merchant_id)
 
@@ -131,11 +143,11 @@ async def test_a_batch_may_need_the_overflow_lots_of_many_accounts(
     updates = [
         increase(shop, n, 1, n, buyer_id=name, points_expiry_time=at(NOW_MS + n)) for name in names for n in range(1, 5)
     ]
-    await send(client, *updates)
+    await apply_batch(client, *updates)
     apply = AsyncMock(wraps=service.server.services.points_batcher._send)
     monkeypatch.setattr(service.server.services.points_batcher, "_send", apply)
 
-    results = await send(client, *(decrease(shop, 9, 3, 1, buyer_id=name) for name in names))
+    results = await apply_batch(client, *(decrease(shop, 9, 3, 1, buyer_id=name) for name in names))
 
     assert outcomes_of(results) == ["APPLIED"] * len(names)
     assert {result.response.account.active_points for result in results} == {1}

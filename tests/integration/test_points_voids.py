@@ -5,27 +5,32 @@ import grpc
 import pytest
 
 from pointbook.v1 import points_pb2
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import superuser
 from support.ledger import check_ledger
 from support.points import (
     DUPLICATE,
+    apply_batch,
     buyer_account,
     count_rows,
     decrease,
-    entries,
-    event_ids,
     increase,
+    list_entries,
+    list_event_ids,
     outcomes_of,
-    send,
-    superuser,
-    unvoid,
-    void,
+    unvoid_entries,
+    void_entries,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 
-async def fill(client: Client, shop: Shop) -> None:
+async def apply_three_updates(client: Client, shop: Shop) -> None:
     """Write three entries; the second contradicts the balance of the third."""
-    await send(
+    await apply_batch(
         client,
         increase(shop, 0, 20, 20, event_id=f"{shop.store_id}-first"),
         increase(shop, 10, 30, None, event_id=f"{shop.store_id}-wrong"),
@@ -35,15 +40,15 @@ async def fill(client: Client, shop: Shop) -> None:
 
 async def test_a_void_entry_does_not_count(client: Client, shop: Shop, service: Service) -> None:
     """It is still listed, with the reason and the time."""
-    await fill(client, shop)
+    await apply_three_updates(client, shop)
     wrong = f"{shop.store_id}-wrong"
     assert (await buyer_account(client, shop)).drift == -30
 
-    (account,) = await void(client, shop, wrong, reason="Sent by a test till.")
+    (account,) = await void_entries(client, shop, wrong, reason="Sent by a test till.")
 
     assert (account.points_balance, account.drift, account.lifetime_points) == (25, 0, 25)
     assert (account.buyer_id, account.as_of) == ("buyer", at(NOW_MS))
-    last, middle, first = await entries(client, shop)
+    last, middle, first = await list_entries(client, shop)
     assert middle.update.event_id == wrong
     assert middle.void == points_pb2.EntryVoid(reason="Sent by a test till.", time=at(NOW_MS))
     assert (middle.balance_before, middle.balance_after, middle.drift) == (20, 20, 0)
@@ -53,17 +58,17 @@ async def test_a_void_entry_does_not_count(client: Client, shop: Shop, service: 
 
 
 async def test_unvoiding_restores_the_account_and_its_entries(client: Client, shop: Shop, service: Service) -> None:
-    await fill(client, shop)
-    before = (await buyer_account(client, shop), await entries(client, shop))
-    ids = await event_ids(client, shop)
-    await void(client, shop, *ids)
+    await apply_three_updates(client, shop)
+    before = (await buyer_account(client, shop), await list_entries(client, shop))
+    ids = await list_event_ids(client, shop)
+    await void_entries(client, shop, *ids)
     emptied = await buyer_account(client, shop)
 
-    (account,) = await unvoid(client, shop, *ids)
+    (account,) = await unvoid_entries(client, shop, *ids)
 
     assert (emptied.points_balance, emptied.drift, list(emptied.lots)) == (0, 0, [])
     assert account.drift == -30
-    assert (await buyer_account(client, shop), await entries(client, shop)) == before
+    assert (await buyer_account(client, shop), await list_entries(client, shop)) == before
     await check_ledger(service.database_url, shop.merchant_id)
 
 
@@ -71,9 +76,9 @@ async def test_entries_of_several_accounts_are_voided_in_one_call(client: Client
     """The response has the changed accounts, sorted, without lots."""
     names = ("c", "a", "b")
     updates = [increase(shop, 0, 20, 20, buyer_id=name) for name in names]
-    await send(client, *updates)
+    await apply_batch(client, *updates)
 
-    accounts = await void(client, shop, *(update.event_id for update in updates[:2]))
+    accounts = await void_entries(client, shop, *(update.event_id for update in updates[:2]))
 
     assert [(account.buyer_id, account.points_balance) for account in accounts] == [("a", 0), ("c", 0)]
     assert all(not account.lots for account in accounts)
@@ -82,26 +87,26 @@ async def test_entries_of_several_accounts_are_voided_in_one_call(client: Client
 
 
 async def test_all_entries_are_voided_or_none(client: Client, shop: Shop, service: Service) -> None:
-    await fill(client, shop)
+    await apply_three_updates(client, shop)
 
-    for method in (void, unvoid):
+    for method in (void_entries, unvoid_entries):
         refusal = await refused(method(client, shop, f"{shop.store_id}-last", "unknown"))
 
         assert refusal.code == grpc.StatusCode.NOT_FOUND
         assert refusal.reason == "ENTRY_NOT_FOUND"
         assert refusal.metadata == {"event_id": "unknown"}
-    assert not any(entry.HasField("void") for entry in await entries(client, shop))
+    assert not any(entry.HasField("void") for entry in await list_entries(client, shop))
     async with superuser(service) as connection:
         voidings = "SELECT count(*) FROM points_voidings WHERE merchant_id = $1"
         assert await connection.fetchval(voidings, shop.merchant_id) == 0
 
 
 async def test_unknown_entries_and_entries_of_other_merchants_are_not_found(client: Client, shop: Shop) -> None:
-    await fill(client, shop)
+    await apply_three_updates(client, shop)
     stranger = Shop(unique("merchant"), shop.store_id)
 
     for owner, event_id in ((shop, "unknown"), (stranger, f"{shop.store_id}-last")):
-        refusal = await refused(void(client, owner, event_id))
+        refusal = await refused(void_entries(client, owner, event_id))
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "ENTRY_NOT_FOUND")
 
 
@@ -110,7 +115,7 @@ async def test_a_refused_event_cannot_be_voided(client: Client, shop: Shop) -> N
     update = decrease(shop, 0, 20, None)
     await refused(client.apply(update))
 
-    refusal = await refused(void(client, shop, update.event_id))
+    refusal = await refused(void_entries(client, shop, update.event_id))
 
     assert refusal.reason == "ENTRY_NOT_FOUND"
     assert (await refused(client.apply(update))).reason == "INSUFFICIENT_POINTS"
@@ -118,26 +123,26 @@ async def test_a_refused_event_cannot_be_voided(client: Client, shop: Shop) -> N
 
 async def test_voiding_twice_changes_nothing(client: Client, shop: Shop, service: Service) -> None:
     """The first reason stays, and no account is returned; also when unvoiding."""
-    await fill(client, shop)
+    await apply_three_updates(client, shop)
     last = f"{shop.store_id}-last"
-    await void(client, shop, last, reason="The first reason.")
+    await void_entries(client, shop, last, reason="The first reason.")
     before = await buyer_account(client, shop)
 
-    assert await void(client, shop, last, reason="Another reason.") == []
-    assert await unvoid(client, shop, f"{shop.store_id}-first") == []
+    assert await void_entries(client, shop, last, reason="Another reason.") == []
+    assert await unvoid_entries(client, shop, f"{shop.store_id}-first") == []
 
     assert await buyer_account(client, shop) == before
-    assert [entry.void.reason for entry in await entries(client, shop)] == ["The first reason.", "", ""]
+    assert [entry.void.reason for entry in await list_entries(client, shop)] == ["The first reason.", "", ""]
     async with superuser(service) as connection:
         voidings = await connection.fetch("SELECT reason FROM points_voidings WHERE merchant_id = $1", shop.merchant_id)
     assert [row["reason"] for row in voidings] == ["The first reason."]
 
 
 async def test_the_records_of_voiding_cannot_be_changed(client: Client, shop: Shop, service: Service) -> None:
-    await fill(client, shop)
+    await apply_three_updates(client, shop)
     last = f"{shop.store_id}-last"
-    await void(client, shop, last, reason="A mistake.")
-    await unvoid(client, shop, last, reason="It was none.")
+    await void_entries(client, shop, last, reason="A mistake.")
+    await unvoid_entries(client, shop, last, reason="It was none.")
 
     async with superuser(service) as connection:
         rows = await connection.fetch(
@@ -162,7 +167,7 @@ async def test_a_void_entry_still_makes_repeated_events_duplicates(client: Clien
     update = increase(shop, 0, 20, 20)
     await client.apply(update)
     await client.apply(increase(shop, 10, 5, 5))
-    await void(client, shop, update.event_id)
+    await void_entries(client, shop, update.event_id)
 
     again = await client.apply(update)
     renamed = points_pb2.PointsUpdate()
@@ -171,19 +176,19 @@ async def test_a_void_entry_still_makes_repeated_events_duplicates(client: Clien
 
     assert (again.outcome, again.account.points_balance, again.drift) == (DUPLICATE, 5, 0)
     assert (await client.apply(renamed)).outcome == DUPLICATE
-    assert len(await entries(client, shop)) == 2
+    assert len(await list_entries(client, shop)) == 2
 
 
 async def test_a_late_event_keeps_the_reason_of_a_void_entry(client: Client, shop: Shop, service: Service) -> None:
-    await fill(client, shop)
+    await apply_three_updates(client, shop)
     wrong = f"{shop.store_id}-wrong"
-    await void(client, shop, wrong, reason="Sent by a test till.")
+    await void_entries(client, shop, wrong, reason="Sent by a test till.")
 
     # The first has the millisecond of the void entry, which stays behind all entries that count.
-    results = await send(client, increase(shop, 10, 1, 21), increase(shop, 5, 2, 22))
+    results = await apply_batch(client, increase(shop, 10, 1, 21), increase(shop, 5, 2, 22))
 
     assert outcomes_of(results) == ["LATE", "LATE"]
-    found = {entry.update.event_id: entry for entry in await entries(client, shop)}
+    found = {entry.update.event_id: entry for entry in await list_entries(client, shop)}
     assert found[wrong].void.reason == "Sent by a test till."
     assert found[wrong].balance_before == 21
     await check_ledger(service.database_url, shop.merchant_id)
@@ -196,7 +201,7 @@ async def test_voiding_a_decrease_returns_its_points(client: Client, shop: Shop)
     await client.apply(wrong)
     assert (await refused(client.apply(refused_one))).reason == "INSUFFICIENT_POINTS"
 
-    await void(client, shop, wrong.event_id)
+    await void_entries(client, shop, wrong.event_id)
 
     assert (await refused(client.apply(refused_one))).reason == "INSUFFICIENT_POINTS"
     refused_one.event_id = unique("event")
@@ -206,8 +211,8 @@ async def test_voiding_a_decrease_returns_its_points(client: Client, shop: Shop)
 async def test_the_next_event_opens_an_account_whose_entries_are_all_void(
     client: Client, shop: Shop, service: Service
 ) -> None:
-    await fill(client, shop)
-    await void(client, shop, *await event_ids(client, shop))
+    await apply_three_updates(client, shop)
+    await void_entries(client, shop, *await list_event_ids(client, shop))
 
     later = await client.apply(increase(shop, 30, 10, 110))
     earlier = await client.apply(increase(shop, -10, 10, 100))
@@ -221,7 +226,7 @@ async def test_the_next_event_opens_an_account_whose_entries_are_all_void(
 async def test_a_wrong_request_to_void_names_all_wrong_fields(
     client: Client, shop: Shop, method: str, service: Service
 ) -> None:
-    await fill(client, shop)
+    await apply_three_updates(client, shop)
     request_type = getattr(points_pb2, f"{method}Request")
     last = f"{shop.store_id}-last"
 
@@ -237,4 +242,4 @@ async def test_a_wrong_request_to_void_names_all_wrong_fields(
     refusal = await refused(getattr(client.points, method)(request_type(event_ids=[last], reason="Why.")))
     assert set(refusal.fields) == {"merchant_id"}
     assert await count_rows(service, shop.merchant_id) == (1, 3)
-    assert not any(entry.HasField("void") for entry in await entries(client, shop))
+    assert not any(entry.HasField("void") for entry in await list_entries(client, shop))

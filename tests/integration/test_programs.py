@@ -22,8 +22,14 @@ from pointbook.v1 import (
 )
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.rpc import pagination
-from support.harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
-from support.points import superuser
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import superuser
+from support.refusals import refused, wrong_fields
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until_locks_are_awaited
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
@@ -86,14 +92,14 @@ def plain_program(shop: Shop, **changes: Any) -> programs_pb2.Program:
     return programs_pb2.Program(**{**values, **changes})
 
 
-async def put(client: Client, program: programs_pb2.Program, etag: str = "") -> programs_pb2.PutProgramResponse:
+async def put_program(client: Client, program: programs_pb2.Program, etag: str = "") -> programs_pb2.PutProgramResponse:
     """Put a program."""
     request = programs_pb2.PutProgramRequest(program=program, etag=etag)
     answer: programs_pb2.PutProgramResponse = await client.programs.PutProgram(request)
     return answer
 
 
-async def get(client: Client, merchant_id: str, program_id: int) -> programs_pb2.GetProgramResponse:
+async def get_program(client: Client, merchant_id: str, program_id: int) -> programs_pb2.GetProgramResponse:
     """Return a program."""
     request = programs_pb2.GetProgramRequest(merchant_id=merchant_id, program_id=program_id)
     answer: programs_pb2.GetProgramResponse = await client.programs.GetProgram(request)
@@ -113,12 +119,6 @@ async def get_store(client: Client, merchant_id: str, store_id: str) -> programs
     request = programs_pb2.GetStoreRequest(merchant_id=merchant_id, store_id=store_id)
     answer: programs_pb2.GetStoreResponse = await client.programs.GetStore(request)
     return answer
-
-
-def wrong_fields(found: Refusal) -> set[str]:
-    """Return the fields that a refusal names."""
-    assert (found.code, found.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-    return set(found.fields)
 
 
 async def test_put_and_get_return_the_same_store_and_etag(client: Client) -> None:
@@ -303,13 +303,13 @@ async def erasure(client: Client, shop: Shop) -> None:
     await client.programs.RequestStoreErasure(request)
 
 
-async def customer(client: Client, shop: Shop) -> None:
+async def put_first_customer(client: Client, shop: Shop) -> None:
     """Put the first customer of a store."""
     buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id="buyer")]
     await client.put_customer(shop.merchant_id, "alice", buyers=buyers)
 
 
-async def customer_update(client: Client, shop: Shop) -> None:
+async def apply_customer_update(client: Client, shop: Shop) -> None:
     """Send a customer webhook of a store."""
     request = customers_pb2.ApplyCustomerUpdateRequest(
         event_id="u",
@@ -324,10 +324,10 @@ async def customer_update(client: Client, shop: Shop) -> None:
 
 async def program(client: Client, shop: Shop) -> None:
     """Put a program of a store."""
-    await put(client, plain_program(shop))
+    await put_program(client, plain_program(shop))
 
 
-@pytest.mark.parametrize("use", [points, erasure, customer, customer_update, program])
+@pytest.mark.parametrize("use", [points, erasure, put_first_customer, apply_customer_update, program])
 async def test_a_concurrent_first_use_and_release_leave_no_orphan(
     service: Service, client: Client, shop: Shop, use: Callable[[Client, Shop], Awaitable[None]]
 ) -> None:
@@ -353,7 +353,7 @@ async def test_calls_do_not_wait_for_another_merchants_store(service: Service, c
             store = programs_pb2.Store(merchant_id=thief.merchant_id, store_id=thief.store_id)
             assert (await refused(put_store(other, store))).reason == "STORE_UNPROVEN"
             assert (await refused(put_store(client, store))).reason == "STORE_TAKEN"
-            for use in (points, erasure, customer, customer_update, program):
+            for use in (points, erasure, put_first_customer, apply_customer_update, program):
                 assert (await refused(use(other, thief))).reason == "STORE_NOT_FOUND"
     finally:
         await connection.close()
@@ -366,18 +366,23 @@ async def test_only_tokens_for_all_merchants_see_that_another_merchant_has_a_sto
     batch = points_pb2.BatchApplyPointsUpdatesRequest(updates=[thief.update()])
     async with limited(service, [thief.merchant_id, free.merchant_id], *Scope) as other:
         for caller, metadata in ((other, {}), (client, {"registered_elsewhere": "true"})):
-            for use in (points, erasure, customer_update):
+            for use in (points, erasure, apply_customer_update):
                 found = await refused(use(caller, thief))
                 assert found.metadata == {"store_id": shop.store_id} | metadata
             [result] = (await caller.points.BatchApplyPointsUpdates(batch)).results
             assert result.error.metadata == {"store_id": shop.store_id} | metadata
-        for use in (points, erasure, customer_update):
+        for use in (points, erasure, apply_customer_update):
             assert (await refused(use(other, free))).metadata == {"store_id": free.store_id}
 
 
 @pytest.mark.parametrize("use", ["points_accounts", "customer_buyers", "store_erasures", "programs", "benefits"])
 async def test_a_store_with_data_cannot_be_released(client: Client, shop: Shop, use: str) -> None:
-    uses = {"points_accounts": points, "customer_buyers": customer, "store_erasures": erasure, "programs": program}
+    uses = {
+        "points_accounts": points,
+        "customer_buyers": put_first_customer,
+        "store_erasures": erasure,
+        "programs": program,
+    }
     if use in uses:
         await uses[use](client, shop)
     else:
@@ -415,19 +420,19 @@ async def test_a_stale_etag_changes_nothing(client: Client, shop: Shop) -> None:
 
 
 async def test_one_of_several_concurrent_puts_with_an_etag_succeeds(client: Client, shop: Shop) -> None:
-    etag = (await put(client, plain_program(shop))).etag
-    puts = [put(client, plain_program(shop, display_name=f"name {index}"), etag) for index in range(20)]
+    etag = (await put_program(client, plain_program(shop))).etag
+    puts = [put_program(client, plain_program(shop, display_name=f"name {index}"), etag) for index in range(20)]
     answers = await asyncio.gather(*puts, return_exceptions=True)
 
     (winner,) = [answer for answer in answers if isinstance(answer, programs_pb2.PutProgramResponse)]
     errors = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
     assert {grpc.StatusCode.ABORTED} == {error.code() for error in errors}
-    stored = await get(client, shop.merchant_id, 1)
+    stored = await get_program(client, shop.merchant_id, 1)
     assert (stored.program.display_name, stored.etag) == (winner.program.display_name, winner.etag)
 
 
 async def test_concurrent_first_puts_all_succeed(client: Client, shop: Shop) -> None:
-    puts = [put(client, plain_program(shop, display_name=f"name {index}")) for index in range(20)]
+    puts = [put_program(client, plain_program(shop, display_name=f"name {index}")) for index in range(20)]
     answers = await asyncio.gather(*puts)
 
     assert len({answer.etag for answer in answers}) == 20
@@ -436,8 +441,8 @@ async def test_concurrent_first_puts_all_succeed(client: Client, shop: Shop) -> 
 async def test_put_and_get_return_every_field_of_a_program(client: Client, shop: Shop) -> None:
     program = full_program(shop)
     assert {field.name for field, _ in program.ListFields()} == set(programs_pb2.Program.DESCRIPTOR.fields_by_name)
-    answer = await put(client, program)
-    stored = await get(client, shop.merchant_id, program.program_id)
+    answer = await put_program(client, program)
+    stored = await get_program(client, shop.merchant_id, program.program_id)
 
     assert program == answer.program == stored.program
     assert answer.etag == stored.etag != ""
@@ -445,8 +450,8 @@ async def test_put_and_get_return_every_field_of_a_program(client: Client, shop:
 
 async def test_defaults_of_a_program_stay_unset(client: Client, shop: Shop) -> None:
     """A client can put back the program that it got."""
-    answer = await put(client, plain_program(shop))
-    stored = await get(client, shop.merchant_id, 1)
+    answer = await put_program(client, plain_program(shop))
+    stored = await get_program(client, shop.merchant_id, 1)
 
     assert answer.program == stored.program
     for program in (answer.program, stored.program):
@@ -457,14 +462,14 @@ async def test_defaults_of_a_program_stay_unset(client: Client, shop: Shop) -> N
         assert not program.HasField("local_currency_decimals")
         assert program.criteria == programs_pb2.RedemptionCriteria()
         assert program.validation == programs_pb2.ValidationSettings()
-    assert (await put(client, stored.program, stored.etag)).program == stored.program
+    assert (await put_program(client, stored.program, stored.etag)).program == stored.program
 
 
 async def test_putting_a_program_replaces_every_field(client: Client, shop: Shop) -> None:
-    await put(client, full_program(shop, program_id=1))
-    await put(client, plain_program(shop))
+    await put_program(client, full_program(shop, program_id=1))
+    await put_program(client, plain_program(shop))
 
-    stored = (await get(client, shop.merchant_id, 1)).program
+    stored = (await get_program(client, shop.merchant_id, 1)).program
     assert not stored.redemption_enabled
     assert not stored.validation.required
     assert stored.criteria == programs_pb2.RedemptionCriteria()
@@ -472,24 +477,24 @@ async def test_putting_a_program_replaces_every_field(client: Client, shop: Shop
 
 
 async def test_a_stale_etag_of_a_program_changes_nothing(client: Client, shop: Shop) -> None:
-    found = await refused(put(client, plain_program(shop), "1"))
+    found = await refused(put_program(client, plain_program(shop), "1"))
     assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "STALE_ETAG")
-    first = await put(client, plain_program(shop, display_name="First"))
-    await put(client, plain_program(shop, display_name="Second"))
-    found = await refused(put(client, plain_program(shop, display_name="Lost"), first.etag))
+    first = await put_program(client, plain_program(shop, display_name="First"))
+    await put_program(client, plain_program(shop, display_name="Second"))
+    found = await refused(put_program(client, plain_program(shop, display_name="Lost"), first.etag))
 
     assert (found.code, found.reason) == (grpc.StatusCode.ABORTED, "STALE_ETAG")
-    assert (await get(client, shop.merchant_id, 1)).program.display_name == "Second"
+    assert (await get_program(client, shop.merchant_id, 1)).program.display_name == "Second"
 
 
 async def test_a_program_covers_only_the_merchants_stores(client: Client, shop: Shop) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
     for store_id in (unique("store"), other.store_id):
-        found = await refused(put(client, plain_program(shop, store_ids=[shop.store_id, store_id])))
+        found = await refused(put_program(client, plain_program(shop, store_ids=[shop.store_id, store_id])))
         assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
         assert found.metadata == {"store_id": store_id}
-    found = await refused(get(client, shop.merchant_id, 1))
+    found = await refused(get_program(client, shop.merchant_id, 1))
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "PROGRAM_NOT_FOUND")
     assert found.metadata == {"program_id": "1"}
 
@@ -497,12 +502,12 @@ async def test_a_program_covers_only_the_merchants_stores(client: Client, shop: 
 async def test_merchants_may_use_the_same_program_id(client: Client, shop: Shop) -> None:
     other = Shop(unique("merchant"), unique("store"))
     await client.put_store(other.merchant_id, other.store_id)
-    await put(client, plain_program(shop, display_name="Ours"))
-    assert (await refused(get(client, other.merchant_id, 1))).reason == "PROGRAM_NOT_FOUND"
-    await put(client, plain_program(other, display_name="Theirs"))
+    await put_program(client, plain_program(shop, display_name="Ours"))
+    assert (await refused(get_program(client, other.merchant_id, 1))).reason == "PROGRAM_NOT_FOUND"
+    await put_program(client, plain_program(other, display_name="Theirs"))
 
-    assert (await get(client, shop.merchant_id, 1)).program.display_name == "Ours"
-    assert (await get(client, other.merchant_id, 1)).program.display_name == "Theirs"
+    assert (await get_program(client, shop.merchant_id, 1)).program.display_name == "Ours"
+    assert (await get_program(client, other.merchant_id, 1)).program.display_name == "Theirs"
 
 
 def nested(name: str) -> Callable[[Any], dict[str, Any]]:
@@ -614,10 +619,12 @@ async def test_each_limit_of_a_program_is_named_by_its_path(
     client: Client, shop: Shop, name: str, value: Any, path: str
 ) -> None:
     program = full_program(shop, **nested(name)(value))
-    found = await refused(put(client, program))
+    found = await refused(put_program(client, program))
 
     assert wrong_fields(found) == {f"program.{path}"}
-    assert (await refused(get(client, shop.merchant_id, max(program.program_id, 1)))).reason == "PROGRAM_NOT_FOUND"
+    assert (
+        await refused(get_program(client, shop.merchant_id, max(program.program_id, 1)))
+    ).reason == "PROGRAM_NOT_FOUND"
 
 
 @pytest.mark.parametrize(
@@ -634,9 +641,11 @@ async def test_templates_of_the_same_language_are_all_named(
 ) -> None:
     program = plain_program(shop, validation={"message_templates": dict.fromkeys(tags, "$code")})
     if not wrong:
-        assert dict((await put(client, program)).program.validation.message_templates) == dict.fromkeys(tags, "$code")
+        assert dict((await put_program(client, program)).program.validation.message_templates) == dict.fromkeys(
+            tags, "$code"
+        )
         return
-    found = await refused(put(client, program))
+    found = await refused(put_program(client, program))
 
     assert wrong_fields(found) == {f"program.validation.message_templates[{tag!r}]" for tag in wrong}
 
@@ -644,11 +653,11 @@ async def test_templates_of_the_same_language_are_all_named(
 async def test_a_row_of_an_earlier_release_has_the_default_number_types(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    await put(client, full_program(shop))
+    await put_program(client, full_program(shop))
     async with superuser(service) as connection:
         query = "UPDATE programs SET validation = validation - 'sms_number_types' WHERE merchant_id = $1"
         await connection.execute(query, shop.merchant_id)
-    stored = (await get(client, shop.merchant_id, full_program(shop).program_id)).program
+    stored = (await get_program(client, shop.merchant_id, full_program(shop).program_id)).program
 
     assert list(stored.validation.sms_number_types) == []
     assert dict(stored.validation.message_templates) == dict(full_program(shop).validation.message_templates)
@@ -667,10 +676,10 @@ async def test_maxima_must_allow_the_fewest_points_of_a_redemption(
     client: Client, shop: Shop, name: str, criteria: dict[str, int], fewest: int
 ) -> None:
     least = criteria | {f"max_points_{name}": fewest}
-    found = await refused(put(client, plain_program(shop, criteria=least | {f"max_points_{name}": fewest - 1})))
+    found = await refused(put_program(client, plain_program(shop, criteria=least | {f"max_points_{name}": fewest - 1})))
 
     assert wrong_fields(found) == {f"program.criteria.max_points_{name}"}
-    await put(client, plain_program(shop, criteria=least))
+    await put_program(client, plain_program(shop, criteria=least))
 
 
 async def test_every_invalid_field_of_a_program_is_named_at_once(client: Client, shop: Shop) -> None:
@@ -686,7 +695,7 @@ async def test_every_invalid_field_of_a_program_is_named_at_once(client: Client,
         local_currency_decimals=9,
         validation={"code_length": 99, "channels": [INVALID, SMS, SMS]},
     )
-    found = await refused(put(client, program))
+    found = await refused(put_program(client, program))
 
     assert wrong_fields(found) == {
         "program.program_id",
@@ -708,11 +717,11 @@ async def test_a_request_without_a_program_is_refused(client: Client) -> None:
     found = await refused(client.programs.PutProgram(programs_pb2.PutProgramRequest()))
 
     assert wrong_fields(found) >= {"program", "program.merchant_id", "program.program_id", "program.store_ids"}
-    assert wrong_fields(await refused(get(client, "", 0))) == {"merchant_id", "program_id"}
+    assert wrong_fields(await refused(get_program(client, "", 0))) == {"merchant_id", "program_id"}
 
 
 async def test_many_invalid_items_are_named_and_counted(client: Client, shop: Shop) -> None:
-    found = await refused(put(client, plain_program(shop, store_ids=[f"s {n}" for n in range(1_000)])))
+    found = await refused(put_program(client, plain_program(shop, store_ids=[f"s {n}" for n in range(1_000)])))
 
     assert "program.store_ids[0]" in wrong_fields(found)
     assert int(found.metadata["omitted_violations"]) == 1_000 - len(found.fields)
@@ -725,9 +734,9 @@ async def test_a_program_may_cover_a_thousand_stores(client: Client, shop: Shop)
             *(client.put_store(shop.merchant_id, store_id) for store_id in stores[start : start + 100])
         )
     for program_id in (1, 2):
-        await put(client, plain_program(shop, program_id=program_id, store_ids=stores))
+        await put_program(client, plain_program(shop, program_id=program_id, store_ids=stores))
 
-    assert list((await get(client, shop.merchant_id, 2)).program.store_ids) == stores
+    assert list((await get_program(client, shop.merchant_id, 2)).program.store_ids) == stores
 
 
 async def test_stores_are_listed_by_page(client: Client) -> None:
@@ -750,7 +759,7 @@ async def test_stores_are_listed_by_page(client: Client) -> None:
 
 async def test_programs_are_listed_by_page(client: Client, shop: Shop) -> None:
     for program_id in (2**63 - 1, 10, 9, 1):
-        await put(client, full_program(shop, program_id=program_id))
+        await put_program(client, full_program(shop, program_id=program_id))
 
     first = await client.programs.ListPrograms(
         programs_pb2.ListProgramsRequest(merchant_id=shop.merchant_id, page_size=2)

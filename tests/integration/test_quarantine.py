@@ -4,8 +4,6 @@ import asyncio
 import base64
 import json
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -18,21 +16,13 @@ from pointbook.v1 import customers_pb2, points_pb2, webhooks_pb2
 from pointbook_server.access.model import Scope
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.ledger.servicer import PointsServicer
-from pointbook_server.server import Server
-from support.harness import (
-    NOW_MS,
-    QUARANTINE_KEY,
-    Client,
-    Refusal,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refused,
-    server_settings,
-    unique,
-)
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.refusals import Refusal, refused
+from support.servers import QUARANTINE_KEY, Service, running_server
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 POINTS = "app_memberSystem_points/challenged"
 CUSTOMERS = "customers/update"
@@ -75,12 +65,12 @@ def webhook(merchant_id: str, **changes: Any) -> webhooks_pb2.QuarantineWebhookR
     return webhooks_pb2.QuarantineWebhookRequest(**(values | changes))
 
 
-async def quarantine(client: Client, merchant_id: str, **changes: Any) -> str:
+async def quarantine_webhook(client: Client, merchant_id: str, **changes: Any) -> str:
     """Quarantine a webhook, and return its id."""
     return (await client.webhooks.QuarantineWebhook(webhook(merchant_id, **changes))).quarantine_id
 
 
-async def get(client: Client, merchant_id: str, quarantine_id: str) -> webhooks_pb2.QuarantinedWebhook:
+async def get_webhook(client: Client, merchant_id: str, quarantine_id: str) -> webhooks_pb2.QuarantinedWebhook:
     """Return a webhook with its content."""
     request = webhooks_pb2.GetQuarantinedWebhookRequest(merchant_id=merchant_id, quarantine_id=quarantine_id)
     return (await client.webhooks.GetQuarantinedWebhook(request)).webhook
@@ -113,19 +103,6 @@ async def drop(client: Client, merchant_id: str, quarantine_id: str, reason: str
         merchant_id=merchant_id, quarantine_id=quarantine_id, reason=reason
     )
     await client.webhooks.DropQuarantinedWebhook(request)
-
-
-@asynccontextmanager
-async def run_server(service: Service, token: str, **changes: Any) -> AsyncIterator[Client]:
-    """Run another server on the same database, with other settings."""
-    server = Server(server_settings(**changes), service.database_url, senders={}, clock=TestClock())
-    await server.start()
-    client = Client(server.port, token)
-    try:
-        yield client
-    finally:
-        await client.close()
-        await server.stop()
 
 
 async def read_row(service: Service, merchant_id: str) -> Any:
@@ -172,8 +149,8 @@ async def test_webhook_is_stored_with_body_reason_and_shoplines_headers(client: 
     received = at(NOW_MS - 5_000)
 
     headers = [*stored_headers, long, *others]
-    quarantine_id = await quarantine(client, merchant, headers=headers, body=body, receive_time=received)
-    stored = await get(client, merchant, quarantine_id)
+    quarantine_id = await quarantine_webhook(client, merchant, headers=headers, body=body, receive_time=received)
+    stored = await get_webhook(client, merchant, quarantine_id)
 
     assert stored == webhooks_pb2.QuarantinedWebhook(
         merchant_id=merchant,
@@ -204,7 +181,7 @@ async def test_repetition_is_counted_once_a_minute(client: Client, service: Serv
         await client.webhooks.QuarantineWebhook(webhook(merchant, receive_time=at(NOW_MS - ago * 1_000)))
         for ago in seconds[2:]
     ]
-    stored = await get(client, merchant, answers[0].quarantine_id)
+    stored = await get_webhook(client, merchant, answers[0].quarantine_id)
 
     assert [answer.already_quarantined for answer in answers] == [False] + [True] * 6
     assert len({answer.quarantine_id for answer in answers}) == 1
@@ -269,17 +246,17 @@ async def test_merchant_sees_shared_webhooks_that_name_it_alone(
 ) -> None:
     other_merchant = unique("merchant")
     body = b"shared " + merchant.encode()
-    quarantine_id = await quarantine(client, merchant, body=body)
-    assert await quarantine(client, other_merchant, body=body) == quarantine_id
+    quarantine_id = await quarantine_webhook(client, merchant, body=body)
+    assert await quarantine_webhook(client, other_merchant, body=body) == quarantine_id
     await client.put_store(merchant, unique("store"))
     limited = Client(service.server.port, await make_token(service.database_url, [other_merchant], list(Scope)))
 
     assert [stored.quarantine_id for stored in await list_all(client, merchant)] == [quarantine_id]
     assert quarantine_id in {stored.quarantine_id for stored in await list_all(client, "")}
-    assert (await get(client, merchant, quarantine_id)).merchant_id == merchant
-    assert (await get(client, "", quarantine_id)).body == body
+    assert (await get_webhook(client, merchant, quarantine_id)).merchant_id == merchant
+    assert (await get_webhook(client, "", quarantine_id)).body == body
     assert await list_all(limited, other_merchant) == []
-    for call in (get(limited, other_merchant, quarantine_id), drop(limited, other_merchant, quarantine_id)):
+    for call in (get_webhook(limited, other_merchant, quarantine_id), drop(limited, other_merchant, quarantine_id)):
         assert (await refused(call)).reason == "WEBHOOK_NOT_FOUND"
     await limited.close()
     await drop(client, merchant, quarantine_id)
@@ -293,19 +270,19 @@ async def test_contested_webhook_is_visible_to_operators_only(client: Client, se
     limited = Client(
         service.server.port, await make_token(service.database_url, [other_merchant.merchant_id], list(Scope))
     )
-    quarantine_id = await quarantine(client, other_merchant.merchant_id, body=b"shared " + merchant.encode())
+    quarantine_id = await quarantine_webhook(client, other_merchant.merchant_id, body=b"shared " + merchant.encode())
     assert [stored.quarantine_id for stored in await list_all(limited, other_merchant.merchant_id)] == [quarantine_id]
-    await quarantine(client, merchant, body=b"shared " + merchant.encode())
+    await quarantine_webhook(client, merchant, body=b"shared " + merchant.encode())
 
     assert await list_all(limited, other_merchant.merchant_id) == []
     for call in (
-        get(limited, other_merchant.merchant_id, quarantine_id),
+        get_webhook(limited, other_merchant.merchant_id, quarantine_id),
         replay(limited, other_merchant.merchant_id, quarantine_id, other_merchant.update()),
         drop(limited, other_merchant.merchant_id, quarantine_id),
     ):
         assert (await refused(call)).reason == "WEBHOOK_NOT_FOUND"
     await limited.close()
-    assert (await get(client, other_merchant.merchant_id, quarantine_id)).body == b"shared " + merchant.encode()
+    assert (await get_webhook(client, other_merchant.merchant_id, quarantine_id)).body == b"shared " + merchant.encode()
     await drop(client, other_merchant.merchant_id, quarantine_id)
 
 
@@ -318,23 +295,26 @@ async def test_token_for_some_merchants_does_not_use_the_shared_quarantine(
         merchant_id: await make_token(service.database_url, [merchant_id], list(Scope))
         for merchant_id in (merchant, other_merchant)
     }
-    mine = await quarantine(client, merchant, body=body, topic=CUSTOMERS)
+    mine = await quarantine_webhook(client, merchant, body=body, topic=CUSTOMERS)
     full = await count_webhooks(service, "")
-    async with run_server(service, admin_token, quarantine_shared_webhooks_max=full) as shim:
+    async with running_server(service.database_url, admin_token, quarantine_shared_webhooks_max=full) as (_, shim):
         assert (await refused(shim.webhooks.QuarantineWebhook(webhook(merchant)))).reason == "QUEUE_FULL"
-    async with run_server(service, tokens[other_merchant], quarantine_shared_webhooks_max=full) as limited:
+    async with running_server(service.database_url, tokens[other_merchant], quarantine_shared_webhooks_max=full) as (
+        _,
+        limited,
+    ):
         answers = [await limited.webhooks.QuarantineWebhook(webhook(other_merchant, body=body)) for _ in range(2)]
     assert [answer.already_quarantined for answer in answers] == [False, True]
     assert mine not in {answer.quarantine_id for answer in answers}
     owner = Client(service.server.port, tokens[merchant])
-    stored = await get(owner, merchant, mine)
+    stored = await get_webhook(owner, merchant, mine)
     assert (stored.body, stored.topic, stored.receive_count) == (body, CUSTOMERS, 1)
     await owner.close()
 
 
 async def test_webhooks_of_an_earlier_release_stay_usable(client: Client, service: Service, shop: Shop) -> None:
     """They are owned by the merchant that their header names."""
-    quarantine_id = await quarantine(client, shop.merchant_id, body=owned_body(shop, "old"))
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id, body=owned_body(shop, "old"))
     connection = await asyncpg.connect(service.database_url)
     await connection.execute(
         "UPDATE quarantined_webhooks SET claimed_merchant_id = NULL, signed_store_digest = NULL WHERE merchant_id = $1",
@@ -354,7 +334,7 @@ async def test_webhooks_of_an_earlier_release_stay_usable(client: Client, servic
 async def test_concurrent_repetitions_are_stored_once(
     service: Service, admin_token: str, shop: Shop, topic: str
 ) -> None:
-    async with run_server(service, admin_token) as other:
+    async with running_server(service.database_url, admin_token) as (_, other):
         for body in (owned_body(shop, topic), b"no JSON of " + shop.store_id.encode() + topic.encode()):
             answers = await asyncio.gather(
                 *(
@@ -372,7 +352,7 @@ async def test_concurrent_repetitions_are_stored_once(
 async def test_full_quarantine_refuses_new_webhooks(service: Service, admin_token: str, shop: Shop) -> None:
     """It still counts repetitions, and a drop makes space."""
     merchant = shop.merchant_id
-    async with run_server(service, admin_token, quarantine_webhooks_max=5) as client:
+    async with running_server(service.database_url, admin_token, quarantine_webhooks_max=5) as (_, client):
         with structlog.testing.capture_logs() as logs:
             answers = await asyncio.gather(
                 *(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned_body(shop, n))) for n in range(20)),
@@ -388,25 +368,25 @@ async def test_full_quarantine_refuses_new_webhooks(service: Service, admin_toke
         assert found.retry_seconds
         [entry] = [entry for entry in logs if entry["log_level"] == "error"]
         assert (entry["event"], entry["merchant_id"]) == ("the quarantine is full", merchant)
-        body = (await get(client, merchant, stored[0])).body
+        body = (await get_webhook(client, merchant, stored[0])).body
         again = await client.webhooks.QuarantineWebhook(webhook(merchant, body=body))
         assert again.already_quarantined
 
         await drop(client, merchant, stored[0])
-        await quarantine(client, merchant, body=owned_body(shop, "one more"))
+        await quarantine_webhook(client, merchant, body=owned_body(shop, "one more"))
         assert (await read_usage(service, merchant))[0] == 5
 
 
 async def test_bytes_of_a_quarantine_are_bounded(service: Service, admin_token: str, shop: Shop) -> None:
     merchant, other = shop.merchant_id, Shop(unique("merchant"), unique("store"))
     await service.client.put_store(other.merchant_id, other.store_id)
-    async with run_server(service, admin_token, quarantine_bytes_max=100_000) as client:
-        first = await quarantine(client, merchant, body=owned_body(shop, "a", 60_000))
+    async with running_server(service.database_url, admin_token, quarantine_bytes_max=100_000) as (_, client):
+        first = await quarantine_webhook(client, merchant, body=owned_body(shop, "a", 60_000))
         found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, body=owned_body(shop, "b", 60_000))))
-        await quarantine(client, other.merchant_id, body=owned_body(other, "b", 60_000))
-        await quarantine(client, merchant, body=owned_body(shop, "small"))
+        await quarantine_webhook(client, other.merchant_id, body=owned_body(other, "b", 60_000))
+        await quarantine_webhook(client, merchant, body=owned_body(shop, "small"))
         await drop(client, merchant, first)
-        await quarantine(client, merchant, body=owned_body(shop, "b", 60_000))
+        await quarantine_webhook(client, merchant, body=owned_body(shop, "b", 60_000))
 
     assert found.reason == "QUEUE_FULL"
     assert (await read_usage(service, merchant))[0] == 2
@@ -426,14 +406,14 @@ async def test_merchants_without_stores_use_half_of_the_shared_quarantine(
     service: Service, admin_token: str, shop: Shop
 ) -> None:
     most = 2 * (await count_webhooks(service, "") + 3)
-    async with run_server(service, admin_token, quarantine_shared_webhooks_max=most) as client:
+    async with running_server(service.database_url, admin_token, quarantine_shared_webhooks_max=most) as (_, client):
         bodies = [f"{n} of {shop.store_id}".encode() for n in range(10)]
         answers = await asyncio.gather(
             *(client.webhooks.QuarantineWebhook(webhook(unique("m"), body=body)) for body in bodies),
             return_exceptions=True,
         )
         assert sum(not isinstance(answer, BaseException) for answer in answers) == 3
-        await quarantine(client, shop.merchant_id, body=b"mine " + shop.store_id.encode())
+        await quarantine_webhook(client, shop.merchant_id, body=b"mine " + shop.store_id.encode())
 
 
 @pytest.mark.parametrize("bound", ["webhooks", "bytes"])
@@ -442,13 +422,13 @@ async def test_all_quarantines_together_are_bounded(service: Service, admin_toke
     other = Shop(unique("merchant"), unique("store"))
     await service.client.put_store(other.merchant_id, other.store_id)
     held = await count_webhooks(service)
-    settings = {"quarantine_total_webhooks_max": held + 4} if bound == "webhooks" else {}
+    settings: dict[str, Any] = {"quarantine_total_webhooks_max": held + 4} if bound == "webhooks" else {}
     if bound == "bytes":
         connection = await asyncpg.connect(service.database_url)
         used = await connection.fetchval("SELECT coalesce(sum(bytes), 0)::int FROM quarantine_usage")
         await connection.close()
         settings = {"quarantine_total_bytes_max": used + 4 * 10_500}
-    async with run_server(service, admin_token, **settings) as client:
+    async with running_server(service.database_url, admin_token, **settings) as (_, client):
         calls = [
             webhook(each.merchant_id, body=owned_body(each, f"{bound} {n}", 10_000))
             for n in range(8)
@@ -463,15 +443,15 @@ async def test_all_quarantines_together_are_bounded(service: Service, admin_toke
             "QUEUE_FULL"
         )
         await drop(client, mine.merchant_id, mine.quarantine_id)
-        await quarantine(client, shop.merchant_id, body=owned_body(shop, f"{bound} again", 9_000))
+        await quarantine_webhook(client, shop.merchant_id, body=owned_body(shop, f"{bound} again", 9_000))
 
 
 async def test_copies_of_the_webhook_in_the_last_space_are_repetitions(
     service: Service, admin_token: str, shop: Shop
 ) -> None:
-    async with run_server(service, admin_token, quarantine_webhooks_max=1) as client:
+    async with running_server(service.database_url, admin_token, quarantine_webhooks_max=1) as (_, client):
         answers = await asyncio.gather(
-            *(quarantine(client, shop.merchant_id, body=owned_body(shop, "last")) for _ in range(20))
+            *(quarantine_webhook(client, shop.merchant_id, body=owned_body(shop, "last")) for _ in range(20))
         )
 
     assert len(set(answers)) == 1
@@ -480,8 +460,8 @@ async def test_copies_of_the_webhook_in_the_last_space_are_repetitions(
 async def test_customer_webhooks_are_stored_encrypted(service: Service, merchant: str) -> None:
     body = customer_body()
     headers = [webhooks_pb2.WebhookHeader(name="X-Shopline-Shop-Domain", value="ada.example.com")]
-    quarantine_id = await quarantine(service.client, merchant, topic=CUSTOMERS, body=body, headers=headers)
-    stored = await get(service.client, merchant, quarantine_id)
+    quarantine_id = await quarantine_webhook(service.client, merchant, topic=CUSTOMERS, body=body, headers=headers)
+    stored = await get_webhook(service.client, merchant, quarantine_id)
     found = await read_row(service, merchant)
 
     assert (stored.body, list(stored.headers)) == (body, headers)
@@ -497,8 +477,8 @@ async def test_customer_webhooks_are_stored_encrypted(service: Service, merchant
 async def test_ciphertext_of_another_row_is_an_internal_error(service: Service, merchant: str) -> None:
     """Writing the table must not show one customer's body as another's."""
     body = customer_body()
-    first = await quarantine(service.client, merchant, topic=CUSTOMERS, body=body)
-    second = await quarantine(service.client, merchant, topic=CUSTOMERS, body=body.swapcase())
+    first = await quarantine_webhook(service.client, merchant, topic=CUSTOMERS, body=body)
+    second = await quarantine_webhook(service.client, merchant, topic=CUSTOMERS, body=body.swapcase())
     connection = await asyncpg.connect(service.database_url)
     await connection.execute(
         "UPDATE quarantined_webhooks SET body = (SELECT body FROM quarantined_webhooks WHERE quarantine_id = $1)"
@@ -516,15 +496,15 @@ async def test_old_key_decrypts_and_finds_bodies_after_a_rotation(
     service: Service, admin_token: str, merchant: str
 ) -> None:
     body, fresh_body = customer_body(), customer_body()
-    first = await quarantine(service.client, merchant, topic=CUSTOMERS, body=body)
+    first = await quarantine_webhook(service.client, merchant, topic=CUSTOMERS, body=body)
     keys = {"q2": SecretStr(OTHER_KEY), "q1": SecretStr(QUARANTINE_KEY)}
-    async with run_server(service, admin_token, quarantine_keys=keys) as client:
+    async with running_server(service.database_url, admin_token, quarantine_keys=keys) as (_, client):
         again = await client.webhooks.QuarantineWebhook(webhook(merchant, topic=CUSTOMERS, body=body))
         other = unique("merchant")
-        fresh = await quarantine(client, other, topic=CUSTOMERS, body=fresh_body)
+        fresh = await quarantine_webhook(client, other, topic=CUSTOMERS, body=fresh_body)
 
         assert (again.quarantine_id, again.already_quarantined) == (first, True)
-        assert (await get(client, merchant, first)).body == body
+        assert (await get_webhook(client, merchant, first)).body == body
         assert (await read_row(service, other))["key_id"] == "q2"
         request = webhooks_pb2.GetQuarantinedWebhookRequest(merchant_id=other, quarantine_id=fresh)
         found = await refused(service.client.webhooks.GetQuarantinedWebhook(request))
@@ -533,11 +513,11 @@ async def test_old_key_decrypts_and_finds_bodies_after_a_rotation(
 
 
 async def test_customer_webhook_without_a_key_is_refused(service: Service, admin_token: str, merchant: str) -> None:
-    async with run_server(service, admin_token, quarantine_keys={}) as client:
+    async with running_server(service.database_url, admin_token, quarantine_keys={}) as (_, client):
         found = await refused(client.webhooks.QuarantineWebhook(webhook(merchant, topic="Customers/create")))
         topicless = webhook(merchant, topic="", reason=TOPIC_MISSING)
         assert (await refused(client.webhooks.QuarantineWebhook(topicless))).reason == "KEY_NOT_CONFIGURED"
-        await quarantine(client, merchant)
+        await quarantine_webhook(client, merchant)
 
         assert (found.code, found.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "KEY_NOT_CONFIGURED")
         assert "POINTBOOK_QUARANTINE_KEYS" in found.message
@@ -547,14 +527,14 @@ async def test_customer_webhook_without_a_key_is_refused(service: Service, admin
 async def test_lists_are_oldest_first_without_content(client: Client, merchant: str) -> None:
     """Pages continue correctly while webhooks arrive and are dropped."""
     ids = [
-        await quarantine(
+        await quarantine_webhook(
             client, merchant, body=b"%d of %s" % (n, merchant.encode()), receive_time=at(NOW_MS - 1_000 + n // 2)
         )
         for n in range(7)
     ]
     request = webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant, page_size=3)
     first = await client.webhooks.ListQuarantinedWebhooks(request)
-    newest = await quarantine(client, merchant, body=b"newest", receive_time=at(NOW_MS))
+    newest = await quarantine_webhook(client, merchant, body=b"newest", receive_time=at(NOW_MS))
     await drop(client, merchant, first.webhooks[-1].quarantine_id)
     request.page_token = first.next_page_token
     rest = [
@@ -572,10 +552,12 @@ async def test_lists_are_oldest_first_without_content(client: Client, merchant: 
 
 async def test_lists_are_filtered_by_state_reason_topic_and_time(client: Client, shop: Shop) -> None:
     merchant = shop.merchant_id
-    old = await quarantine(client, merchant, body=b"old", receive_time=at(NOW_MS - 10_000))
-    new = await quarantine(client, merchant, body=b"new", receive_time=at(NOW_MS - 1_000), reason=STORE_UNKNOWN)
-    customer = await quarantine(client, merchant, body=customer_body(), topic=CUSTOMERS, receive_time=at(NOW_MS))
-    done = await quarantine(client, merchant, body=b"done")
+    old = await quarantine_webhook(client, merchant, body=b"old", receive_time=at(NOW_MS - 10_000))
+    new = await quarantine_webhook(client, merchant, body=b"new", receive_time=at(NOW_MS - 1_000), reason=STORE_UNKNOWN)
+    customer = await quarantine_webhook(
+        client, merchant, body=customer_body(), topic=CUSTOMERS, receive_time=at(NOW_MS)
+    )
+    done = await quarantine_webhook(client, merchant, body=b"done")
     await replay(client, merchant, done, shop.update())
 
     async def listed(**filters: Any) -> list[str]:
@@ -593,7 +575,7 @@ async def test_lists_are_filtered_by_state_reason_topic_and_time(client: Client,
 async def test_page_stays_under_a_mebibyte(client: Client, merchant: str) -> None:
     await asyncio.gather(
         *(
-            quarantine(client, merchant, body=b"%d of %s" % (n, merchant.encode()), detail="語" * 1_000)
+            quarantine_webhook(client, merchant, body=b"%d of %s" % (n, merchant.encode()), detail="語" * 1_000)
             for n in range(400)
         )
     )
@@ -607,7 +589,7 @@ async def test_page_stays_under_a_mebibyte(client: Client, merchant: str) -> Non
 
 async def test_page_token_with_other_filters_is_refused(client: Client, merchant: str) -> None:
     for n in range(2):
-        await quarantine(client, merchant, body=b"%d of %s" % (n, merchant.encode()))
+        await quarantine_webhook(client, merchant, body=b"%d of %s" % (n, merchant.encode()))
     request = webhooks_pb2.ListQuarantinedWebhooksRequest(merchant_id=merchant, page_size=1)
     request.page_token = (await client.webhooks.ListQuarantinedWebhooks(request)).next_page_token
     request.reason = MALFORMED
@@ -617,16 +599,16 @@ async def test_page_token_with_other_filters_is_refused(client: Client, merchant
 
 async def test_replay_applies_the_update_and_marks_the_webhook(client: Client, merchant: str) -> None:
     shop = Shop(merchant, unique("store"))
-    quarantine_id = await quarantine(client, merchant, reason=STORE_UNKNOWN)
+    quarantine_id = await quarantine_webhook(client, merchant, reason=STORE_UNKNOWN)
     update = shop.update()
 
     found = await refused(replay(client, merchant, quarantine_id, update))
     assert (found.code, found.reason) == (grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")
-    assert (await get(client, merchant, quarantine_id)).state == webhooks_pb2.QUARANTINE_STATE_QUARANTINED
+    assert (await get_webhook(client, merchant, quarantine_id)).state == webhooks_pb2.QUARANTINE_STATE_QUARANTINED
 
     await client.put_store(merchant, shop.store_id)
     answer = await replay(client, merchant, quarantine_id, update)
-    stored = await get(client, merchant, quarantine_id)
+    stored = await get_webhook(client, merchant, quarantine_id)
 
     assert answer.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
     assert (stored.state, stored.replay_time) == (REPLAYED, answer.replay_time)
@@ -635,7 +617,7 @@ async def test_replay_applies_the_update_and_marks_the_webhook(client: Client, m
 
 
 async def test_concurrent_replays_of_one_update_apply_it_once(client: Client, shop: Shop) -> None:
-    quarantine_id = await quarantine(client, shop.merchant_id)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id)
     update = shop.update(points_balance=None)
     answers = await asyncio.gather(*(replay(client, shop.merchant_id, quarantine_id, update) for _ in range(20)))
     outcomes = [answer.points_update.outcome for answer in answers]
@@ -646,7 +628,7 @@ async def test_concurrent_replays_of_one_update_apply_it_once(client: Client, sh
 
 
 async def test_concurrent_replays_of_different_updates_apply_one(client: Client, shop: Shop) -> None:
-    quarantine_id = await quarantine(client, shop.merchant_id)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id)
     calls = [replay(client, shop.merchant_id, quarantine_id, shop.update(points_balance=None)) for _ in range(20)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     failed = [answer for answer in answers if isinstance(answer, BaseException)]
@@ -659,7 +641,7 @@ async def test_concurrent_replays_of_different_updates_apply_one(client: Client,
 
 
 async def test_replay_with_another_update_is_refused(client: Client, shop: Shop) -> None:
-    quarantine_id = await quarantine(client, shop.merchant_id)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id)
     update = shop.update()
     first = await replay(client, shop.merchant_id, quarantine_id, update)
     again = await replay(client, shop.merchant_id, quarantine_id, update)
@@ -671,7 +653,7 @@ async def test_replay_with_another_update_is_refused(client: Client, shop: Shop)
 
 
 async def test_webhook_can_be_replayed_differently_after_a_refusal(client: Client, shop: Shop) -> None:
-    quarantine_id = await quarantine(client, shop.merchant_id)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id)
     taken = shop.update()
     await client.apply(taken)
     other_update = points_pb2.PointsUpdate()
@@ -689,7 +671,7 @@ async def test_webhook_stays_claimed_if_the_database_goes_away_after_applying(
     client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the same event can complete the replay."""
-    quarantine_id = await quarantine(client, shop.merchant_id)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id)
     update = shop.update()
     original = PointsServicer.ApplyPointsUpdate
 
@@ -706,14 +688,14 @@ async def test_webhook_stays_claimed_if_the_database_goes_away_after_applying(
     assert lost.code is grpc.StatusCode.UNAVAILABLE
     assert other.reason == "EVENT_ID_REUSED"
     assert completed.points_update.outcome == points_pb2.APPLY_OUTCOME_DUPLICATE
-    assert (await get(client, shop.merchant_id, quarantine_id)).state == REPLAYED
+    assert (await get_webhook(client, shop.merchant_id, quarantine_id)).state == REPLAYED
     assert (await client.account(shop.merchant_id, shop.store_id, "buyer")).points_balance == 20
 
 
 async def test_refusal_releases_the_webhook_only_after_all_other_replays_ended(
     client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quarantine_id = await quarantine(client, shop.merchant_id)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id)
     update = shop.update()
     is_running, may_continue = asyncio.Event(), asyncio.Event()
     original = PointsServicer.ApplyPointsUpdate
@@ -741,7 +723,7 @@ async def test_refusal_releases_the_webhook_only_after_all_other_replays_ended(
 
 
 async def test_last_of_concurrent_refused_replays_releases_the_webhook(client: Client, shop: Shop) -> None:
-    quarantine_id = await quarantine(client, shop.merchant_id)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id)
     other_update = shop.update(store_id=unique("store"))
     calls = [refused(replay(client, shop.merchant_id, quarantine_id, other_update)) for _ in range(20)]
     reasons = {found.reason for found in await asyncio.gather(*calls)}
@@ -752,7 +734,7 @@ async def test_last_of_concurrent_refused_replays_releases_the_webhook(client: C
 
 
 async def test_violations_of_a_replay_have_paths_of_its_request(client: Client, shop: Shop) -> None:
-    quarantine_id = await quarantine(client, shop.merchant_id)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id)
     update = shop.update(updated_value=-1, buyer_id="")
 
     found = await refused(replay(client, shop.merchant_id, quarantine_id, update))
@@ -762,8 +744,8 @@ async def test_violations_of_a_replay_have_paths_of_its_request(client: Client, 
 
 
 async def test_update_of_another_kind_is_refused(client: Client, shop: Shop) -> None:
-    quarantine_id = await quarantine(client, shop.merchant_id, topic=CUSTOMERS)
-    points_id = await quarantine(client, shop.merchant_id, body=owned_body(shop, "points"))
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id, topic=CUSTOMERS)
+    points_id = await quarantine_webhook(client, shop.merchant_id, body=owned_body(shop, "points"))
     key: dict[str, Any] = {"merchant_id": shop.merchant_id, "quarantine_id": quarantine_id}
 
     async def refuse(**update: Any) -> Refusal:
@@ -787,8 +769,8 @@ async def test_update_of_another_kind_is_refused(client: Client, shop: Shop) -> 
 
 async def test_webhook_without_a_topic_can_be_replayed_as_any_kind(client: Client, shop: Shop) -> None:
     without_topic = {"topic": "", "reason": TOPIC_MISSING}
-    points_id = await quarantine(client, shop.merchant_id, **without_topic)
-    customer_id = await quarantine(client, shop.merchant_id, body=customer_body(), **without_topic)
+    points_id = await quarantine_webhook(client, shop.merchant_id, **without_topic)
+    customer_id = await quarantine_webhook(client, shop.merchant_id, body=customer_body(), **without_topic)
     customer = customers_pb2.ApplyCustomerUpdateRequest(
         event_id="e",
         merchant_id=shop.merchant_id,
@@ -812,12 +794,12 @@ async def test_webhook_without_a_topic_can_be_replayed_as_any_kind(client: Clien
 
 
 async def test_unknown_foreign_or_dropped_webhook_is_not_found(client: Client, shop: Shop) -> None:
-    quarantine_id = await quarantine(client, shop.merchant_id)
+    quarantine_id = await quarantine_webhook(client, shop.merchant_id)
     other = unique("merchant")
 
     async def check(merchant_id: str) -> None:
         for call in (
-            get(client, merchant_id, quarantine_id),
+            get_webhook(client, merchant_id, quarantine_id),
             replay(client, merchant_id, quarantine_id, shop.update()),
             drop(client, merchant_id, quarantine_id),
         ):
@@ -832,7 +814,7 @@ async def test_unknown_foreign_or_dropped_webhook_is_not_found(client: Client, s
 
 async def test_drop_is_logged_once_with_its_reason(client: Client, service: Service, shop: Shop) -> None:
     merchant, body = shop.merchant_id, owned_body(shop, "ada@example.com")
-    quarantine_id = await quarantine(client, merchant, topic=CUSTOMERS, body=body)
+    quarantine_id = await quarantine_webhook(client, merchant, topic=CUSTOMERS, body=body)
     with structlog.testing.capture_logs() as logs:
         answers = await asyncio.gather(
             *(drop(client, merchant, quarantine_id, "a forged copy") for _ in range(5)), return_exceptions=True
@@ -848,13 +830,13 @@ async def test_drop_is_logged_once_with_its_reason(client: Client, service: Serv
 
 async def test_headers_and_bodies_are_never_logged(client: Client, shop: Shop) -> None:
     with structlog.testing.capture_logs() as logs:
-        quarantine_id = await quarantine(
+        quarantine_id = await quarantine_webhook(
             client,
             shop.merchant_id,
             body=b"body-content",
             headers=[webhooks_pb2.WebhookHeader(name="x-header-name", value="header-content")],
         )
-        await get(client, shop.merchant_id, quarantine_id)
+        await get_webhook(client, shop.merchant_id, quarantine_id)
         await refused(replay(client, shop.merchant_id, quarantine_id, shop.update(buyer_id="buyer content")))
         await refused(client.webhooks.QuarantineWebhook(webhook(shop.merchant_id, body=b"body-content" * 30_000)))
 
@@ -894,25 +876,25 @@ async def test_invalid_field_is_named(client: Client, merchant: str, changes: di
 
 async def test_values_at_the_limits_are_accepted(client: Client, merchant: str) -> None:
     headers = [webhooks_pb2.WebhookHeader(name="n" * 128, value="v" * 8_064)] * 4
-    largest = await quarantine(
+    largest = await quarantine_webhook(
         client, merchant, topic="t" * 128, headers=headers, body=b"b" * 256 * 1024, detail="d" * 1_000
     )
-    empty = await quarantine(client, merchant, headers=[], body=b"", detail="")
+    empty = await quarantine_webhook(client, merchant, headers=[], body=b"", detail="")
 
-    assert (await get(client, merchant, largest)).body_size == 256 * 1024
-    assert (await get(client, merchant, empty)).body == b""
+    assert (await get_webhook(client, merchant, largest)).body_size == 256 * 1024
+    assert (await get_webhook(client, merchant, empty)).body == b""
 
 
 async def test_drop_needs_a_reason_in_one_line(client: Client, merchant: str) -> None:
-    quarantine_id = await quarantine(client, merchant)
+    quarantine_id = await quarantine_webhook(client, merchant)
     for reason in ("", "   ", "r" * 501, "two\nlines"):
         assert set((await refused(drop(client, merchant, quarantine_id, reason))).fields) == {"reason"}
-    assert await get(client, merchant, quarantine_id)
+    assert await get_webhook(client, merchant, quarantine_id)
 
 
 async def test_replay_needs_a_token_for_both_merchants(service: Service, shop: Shop) -> None:
     header_merchant = unique("merchant")
-    quarantine_id = await quarantine(service.client, header_merchant)
+    quarantine_id = await quarantine_webhook(service.client, header_merchant)
     scopes = [Scope.WEBHOOKS]
     for merchants, allowed in (
         ([header_merchant], False),
@@ -932,20 +914,20 @@ async def test_webhooks_without_a_merchant_need_a_token_for_all_merchants(
     service: Service, client: Client, merchant: str
 ) -> None:
     body = secrets.token_bytes(16)
-    quarantine_id = await quarantine(client, "", body=body)
+    quarantine_id = await quarantine_webhook(client, "", body=body)
     limited = Client(service.server.port, await make_token(service.database_url, [merchant], list(Scope)))
 
-    assert (await get(client, "", quarantine_id)).body == body
+    assert (await get_webhook(client, "", quarantine_id)).body == body
     assert quarantine_id in {stored.quarantine_id for stored in await list_all(client, "")}
-    assert (await refused(get(limited, "", quarantine_id))).reason == "MERCHANT_FORBIDDEN"
+    assert (await refused(get_webhook(limited, "", quarantine_id))).reason == "MERCHANT_FORBIDDEN"
     assert (await refused(limited.webhooks.QuarantineWebhook(webhook("")))).reason == "MERCHANT_FORBIDDEN"
     await limited.close()
 
 
 async def test_headers_without_a_key_are_stored_as_json(service: Service, admin_token: str, merchant: str) -> None:
     """An operator can read them with SQL alone."""
-    async with run_server(service, admin_token, quarantine_keys={}) as client:
-        await quarantine(client, merchant)
+    async with running_server(service.database_url, admin_token, quarantine_keys={}) as (_, client):
+        await quarantine_webhook(client, merchant)
         found = await read_row(service, merchant)
 
         assert json.loads(found["headers"])[0] == ["X-Shopline-Topic", POINTS]
@@ -955,8 +937,8 @@ async def test_headers_without_a_key_are_stored_as_json(service: Service, admin_
 async def test_body_stored_before_the_first_key_is_not_stored_again(
     service: Service, client: Client, admin_token: str, merchant: str
 ) -> None:
-    async with run_server(service, admin_token, quarantine_keys={}) as other:
-        first = await quarantine(other, merchant)
+    async with running_server(service.database_url, admin_token, quarantine_keys={}) as (_, other):
+        first = await quarantine_webhook(other, merchant)
 
     again = await client.webhooks.QuarantineWebhook(webhook(merchant))
 

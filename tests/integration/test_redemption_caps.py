@@ -13,7 +13,8 @@ from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption import redeem_batch
 from pointbook_server.server import Server
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, server_settings
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.redemption import (
     booking,
     customer_ref,
@@ -24,6 +25,9 @@ from support.redemption import (
     validate_request,
     violation_codes,
 )
+from support.refusals import refused
+from support.servers import Service, server_settings
+from support.shops import Shop
 from support.waiting import until_locks_are_awaited
 
 DAY, WEEK, MONTH = "max_points_per_day", "max_points_per_week", "max_points_per_month"

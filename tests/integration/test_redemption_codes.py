@@ -16,8 +16,9 @@ from pointbook_server.errors import PointbookError
 from pointbook_server.redemption.commands import PendingRedemption
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.validation_codes.service import ValidationCodes
-from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused
-from support.points import superuser
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import superuser
 from support.redemption import (
     PENDING,
     account_points,
@@ -29,6 +30,10 @@ from support.redemption import (
     validate_request,
     violation_codes,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
 
 CODES = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
 """Codes that are not guessed by chance, and messages that contain only the code."""
@@ -48,7 +53,7 @@ async def shop(service: Service, shop: Shop) -> AsyncIterator[Shop]:
     service.clock.now_ms = NOW_MS
 
 
-async def issue_code(service: Service, shop: Shop, points: int = 100, **changes: Any) -> tuple[str, str]:
+async def issue_and_return_code(service: Service, shop: Shop, points: int = 100, **changes: Any) -> tuple[str, str]:
     """Issue a code, and return the code from the customer's message and its challenge."""
     count = len(service.outbox.messages)
     values: dict[str, Any] = {"customer": customer_ref(shop), "program_id": 1, "points": points}
@@ -82,7 +87,7 @@ async def refused_with(status_code: int, call: Any) -> None:
 
 @pytest.mark.parametrize("names", [True, False], ids=["by its challenge", "without naming one"])
 async def test_code_redeems_once(service: Service, client: Client, shop: Shop, *, names: bool) -> None:
-    code, challenge_id = await issue_code(service, shop)
+    code, challenge_id = await issue_and_return_code(service, shop)
     proof = {"validation_code": code, "challenge_id": challenge_id if names else ""}
 
     assert (await redeem(client, redeem_request(shop, 100, **proof))).state == PENDING
@@ -92,7 +97,7 @@ async def test_code_redeems_once(service: Service, client: Client, shop: Shop, *
 
 
 async def test_validating_does_not_consume_code(service: Service, client: Client, shop: Shop) -> None:
-    code, challenge_id = await issue_code(service, shop)
+    code, challenge_id = await issue_and_return_code(service, shop)
     for _ in range(6):
         assert await violation_codes(client, validate_request(shop, 100, validation_code=code)) == []
 
@@ -104,7 +109,7 @@ async def test_validating_does_not_consume_code(service: Service, client: Client
 async def test_one_of_many_concurrent_redemptions_with_one_code_succeeds(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    code, challenge_id = await issue_code(service, shop)
+    code, challenge_id = await issue_and_return_code(service, shop)
     proof = {"validation_code": code, "challenge_id": challenge_id}
 
     responses = await asyncio.gather(
@@ -121,10 +126,10 @@ async def test_one_of_many_concurrent_redemptions_with_one_code_succeeds(
 
 
 async def test_repeated_call_costs_no_attempt(service: Service, client: Client, shop: Shop) -> None:
-    code, challenge_id = await issue_code(service, shop)
+    code, challenge_id = await issue_and_return_code(service, shop)
     request = redeem_request(shop, 100, validation_code=code, challenge_id=challenge_id)
     first = await redeem(client, request)
-    _, newer = await issue_code(service, shop, 50)
+    _, newer = await issue_and_return_code(service, shop, 50)
     for proof in (code, WRONG):
         request.validation_code = proof
         request.challenge_id = ""
@@ -135,7 +140,7 @@ async def test_repeated_call_costs_no_attempt(service: Service, client: Client, 
 
 
 async def test_concurrent_repetitions_return_one_redemption(service: Service, client: Client, shop: Shop) -> None:
-    code, _ = await issue_code(service, shop)
+    code, _ = await issue_and_return_code(service, shop)
     request = redeem_request(shop, 100, validation_code=code)
 
     responses = await asyncio.gather(*(redeem(client, request) for _ in range(5)))
@@ -146,7 +151,7 @@ async def test_concurrent_repetitions_return_one_redemption(service: Service, cl
 async def test_repetition_during_first_call_returns_its_redemption(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    code, _ = await issue_code(service, shop)
+    code, _ = await issue_and_return_code(service, shop)
     request = redeem_request(shop, 100, validation_code=code)
     check = ValidationCodes.check
     first: list[redemption_pb2.Redemption] = []
@@ -165,7 +170,7 @@ async def test_repetition_during_first_call_returns_its_redemption(
 async def test_repetition_overtaken_by_call_without_code_costs_no_attempt(
     service: Service, client: Client, shop: Shop
 ) -> None:
-    code, challenge_id = await issue_code(service, shop)
+    code, challenge_id = await issue_and_return_code(service, shop)
     request = redeem_request(shop, 100, validation_code=code)
     bare = redeem_request(shop, 100, external_reference_number=request.external_reference_number)
     check = ValidationCodes.check
@@ -192,7 +197,7 @@ async def test_repetition_overtaken_by_call_without_code_costs_no_attempt(
 async def test_code_for_another_purpose_counts_as_wrong(
     service: Service, client: Client, shop: Shop, points: int, changes: dict[str, Any]
 ) -> None:
-    code, challenge_id = await issue_code(service, shop)
+    code, challenge_id = await issue_and_return_code(service, shop)
     proof = {"validation_code": code, "challenge_id": challenge_id}
     await refused_with(808, redeem(client, redeem_request(shop, points, **proof, **changes)))
     assert await attempts(service, challenge_id) == ("LIVE", 1, 0)
@@ -203,7 +208,7 @@ async def test_code_for_another_purpose_counts_as_wrong(
 
 async def test_code_of_another_customer_meets_no_challenge(service: Service, client: Client, shop: Shop) -> None:
     await earn(client, shop, 500, "other")
-    code, challenge_id = await issue_code(service, shop)
+    code, challenge_id = await issue_and_return_code(service, shop)
     other = customer_ref(shop, "other")
     for sent_id in (challenge_id, ""):
         request = redeem_request(shop, 100, customer=other, validation_code=code, challenge_id=sent_id)
@@ -213,7 +218,7 @@ async def test_code_of_another_customer_meets_no_challenge(service: Service, cli
 
 
 async def test_challenge_locks_after_five_wrong_codes(service: Service, client: Client, shop: Shop) -> None:
-    code, challenge_id = await issue_code(service, shop)
+    code, challenge_id = await issue_and_return_code(service, shop)
     await asyncio.gather(
         *(
             refused_with(
@@ -229,7 +234,7 @@ async def test_challenge_locks_after_five_wrong_codes(service: Service, client: 
 
 
 async def test_code_expires_after_300_seconds(service: Service, client: Client, shop: Shop) -> None:
-    code, _ = await issue_code(service, shop)
+    code, _ = await issue_and_return_code(service, shop)
     service.clock.move(300)
     await refused_with(808, redeem(client, redeem_request(shop, 100, validation_code=code)))
     service.clock.move(-0.001)
@@ -241,7 +246,7 @@ async def test_code_expires_after_300_seconds(service: Service, client: Client, 
 
 async def test_required_validation_is_824(service: Service, client: Client, shop: Shop) -> None:
     await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation={"required": True, **CODES})
-    code, _ = await issue_code(service, shop)
+    code, _ = await issue_and_return_code(service, shop)
 
     await refused_with(824, redeem(client, redeem_request(shop, 100)))
     assert (await redeem(client, redeem_request(shop, 100, validation_code=code))).state == PENDING
@@ -281,7 +286,7 @@ async def test_skipping_validation_takes_program_permission_and_token_scope(
 
 
 async def test_violation_leaves_right_code_usable(service: Service, client: Client, shop: Shop) -> None:
-    code, challenge_id = await issue_code(service, shop, 500)
+    code, challenge_id = await issue_and_return_code(service, shop, 500)
     proof = {"validation_code": code, "challenge_id": challenge_id}
     await client.apply(booking(shop, 1, 499))
     for _ in range(6):
@@ -296,7 +301,7 @@ async def test_violation_leaves_right_code_usable(service: Service, client: Clie
 
 
 async def test_violation_under_locks_leaves_code_usable(service: Service, client: Client, shop: Shop) -> None:
-    code, challenge_id = await issue_code(service, shop, 500)
+    code, challenge_id = await issue_and_return_code(service, shop, 500)
     request = redeem_request(shop, 500, validation_code=code, challenge_id=challenge_id)
     locked = RedemptionTransactions.redeem
 
@@ -310,7 +315,7 @@ async def test_violation_under_locks_leaves_code_usable(service: Service, client
 
 
 async def test_cancelled_call_redeems_and_costs_no_attempt(service: Service, client: Client, shop: Shop) -> None:
-    code, challenge_id = await issue_code(service, shop)
+    code, challenge_id = await issue_and_return_code(service, shop)
     request = redeem_request(shop, 100, validation_code=code, challenge_id=challenge_id)
     is_there, may_go_on = asyncio.Event(), asyncio.Event()
     locked = RedemptionTransactions.redeem
@@ -366,7 +371,7 @@ async def test_codes_are_locked_in_sorted_order(service: Service, client: Client
     for name in ("bert", "anna"):
         await earn(client, shop, 500, name)
         customer = customer_ref(shop, name)
-        code, challenges[name] = await issue_code(service, shop, 10, customer=customer)
+        code, challenges[name] = await issue_and_return_code(service, shop, 10, customer=customer)
         proof = {"validation_code": code, "challenge_id": challenges[name]}
         with patch.object(RedemptionTransactions, "redeem", note):
             await refused(redeem(client, redeem_request(shop, 10, customer=customer, **proof)))

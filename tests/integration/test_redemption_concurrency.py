@@ -13,9 +13,11 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption import transactions
-from support.harness import NOW_MS, Client, Service, Shop, at, refusal, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import count_deadlocks, superuser
 from support.ledger import check_ledger
-from support.points import ORDERS, send, superuser
+from support.points import ORDERS, apply_batch
 from support.redemption import (
     SETTLED,
     UNSETTLED,
@@ -27,6 +29,10 @@ from support.redemption import (
     redeem_request,
     reverse,
 )
+from support.refusals import refusal
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 NAMES = ("ada", "bob", "cyd", "dan")
 PAIRS = list(itertools.combinations(NAMES, 2))
@@ -68,15 +74,6 @@ async def put_group(client: Client, shop: Shop, pair: tuple[str, str]) -> None:
     await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=group))
 
 
-async def deadlocks(service: Service) -> int:
-    """Return how many deadlocks the database has broken."""
-    async with superuser(service) as connection:
-        await connection.execute("SELECT pg_stat_force_next_flush(), pg_stat_clear_snapshot()")
-        return int(
-            await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-        )
-
-
 async def released_ids(service: Service, shop: Shop) -> list[str]:
     """Return the ids of released redemptions, once per release."""
     query = "SELECT redemption_id FROM redemption_audit WHERE merchant_id = $1 AND action = 'RELEASE'"
@@ -114,7 +111,7 @@ async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service
         service.clock.move(1)
         await service.server.services.redemptions.release_overdue(service.clock())
 
-    before = await deadlocks(service)
+    before = await count_deadlocks(service)
     calls: list[Any] = [redeem_book_and_reverse(number) for number in range(120)]
     calls += [change_customer(number) for number in range(40)] + [sweep() for _ in range(10)]
     rng.shuffle(calls)
@@ -123,7 +120,7 @@ async def test_concurrent_calls_of_every_kind_cause_no_deadlock(service: Service
     errors = [response for response in responses if response is not None]
     assert all(isinstance(error, grpc.aio.AioRpcError) for error in errors), errors
     assert {refusal(error).reason for error in errors if isinstance(error, grpc.aio.AioRpcError)} <= EXPECTED
-    assert await deadlocks(service) == before
+    assert await count_deadlocks(service) == before
     assert redemptions
     ledger = await check_ledger(service.database_url, shop.merchant_id)
     for account in (each.account for each in ledger.values()):
@@ -150,7 +147,7 @@ async def test_bookings_settle_redemptions_in_any_order(client: Client, shop: Sh
             booking(shop, 40, 932, 4_000, buyer_id=buyer_id),
         ]
         if together:
-            await send(client, *(updates[place] for place in arrivals))
+            await apply_batch(client, *(updates[place] for place in arrivals))
         else:
             for place in arrivals:
                 await client.apply(updates[place])
@@ -173,7 +170,7 @@ async def test_refused_booking_without_balance_settles_nothing(client: Client, s
     )
     update = booking(shop, 50, 0, buyer_id="ada")
     update.ClearField("points_balance")
-    (result,) = await send(client, update)
+    (result,) = await apply_batch(client, update)
 
     assert result.error.reason == "INSUFFICIENT_POINTS"
     assert not (await get_redemption(client, redemption)).reversed_points

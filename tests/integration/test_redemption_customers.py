@@ -10,7 +10,8 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
 from pointbook_server.redemption.transactions import RedemptionTransactions
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.redemption import (
     PENDING,
     account_points,
@@ -22,6 +23,10 @@ from support.redemption import (
     validate_request,
     violation_codes,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 MOBILE = "+8613812345678"
 IDENTIFIERS = [

@@ -10,7 +10,8 @@ import pytest
 from pointbook.v1 import redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.access.rules import split_bearer
-from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.redemption import (
     SETTLED,
     UNSETTLED,
@@ -22,7 +23,12 @@ from support.redemption import (
     redeem_request,
     reverse,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
 from support.statements import recorded_statements
+from support.tokens import make_token
+from support.unique_names import unique
 
 
 @pytest.fixture

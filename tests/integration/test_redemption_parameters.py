@@ -13,8 +13,13 @@ import pytest
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.redemption.transactions import RedemptionTransactions
-from support.harness import NOW_MS, Client, Service, Shop, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.redemption import booking, earn, redeem, redeem_request, reverse
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
 EMAIL = redemption_pb2.VALIDATION_TYPE_EMAIL

@@ -11,8 +11,9 @@ import pytest
 from pointbook.v1 import points_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
 from shopline_shim.signature import sign
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from support.points import superuser
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import superuser
 from support.redemption import (
     PENDING,
     REVERSED,
@@ -27,7 +28,11 @@ from support.redemption import (
     redeem_request,
     reverse,
 )
+from support.refusals import refused
+from support.servers import Service
 from support.shims import PATH, SECRET, shim_client
+from support.shops import Shop
+from support.unique_names import unique
 
 
 @pytest.fixture
@@ -44,14 +49,14 @@ async def release_overdue(service: Service) -> int:
     return await service.server.services.redemptions.release_overdue(service.clock())
 
 
-def list_request(shop: Shop, **filters: Any) -> redemption_pb2.ListRedemptionsRequest:
+def list_redemptions_request(shop: Shop, **filters: Any) -> redemption_pb2.ListRedemptionsRequest:
     """Build a request for a merchant's redemptions."""
     return redemption_pb2.ListRedemptionsRequest(merchant_id=shop.merchant_id, **filters)
 
 
 async def redemption_ids(client: Client, shop: Shop, **filters: Any) -> list[str]:
     """Return the ids of a merchant's redemptions, the newest first."""
-    redemptions = (await client.redemption.ListRedemptions(list_request(shop, **filters))).redemptions
+    redemptions = (await client.redemption.ListRedemptions(list_redemptions_request(shop, **filters))).redemptions
     return [redemption.redemption_id for redemption in redemptions]
 
 
@@ -368,7 +373,7 @@ async def test_redemptions_are_listed_by_customer_state_and_time(service: Servic
         service.clock.move(1)
         mine.append((await redeem(client, redeem_request(shop, 10))).redemption_id)
     other = (await redeem(client, redeem_request(shop, 10, customer=customer_ref(shop, "other")))).redemption_id
-    await reverse(client, (await client.redemption.ListRedemptions(list_request(shop))).redemptions[0])
+    await reverse(client, (await client.redemption.ListRedemptions(list_redemptions_request(shop))).redemptions[0])
 
     assert set(await redemption_ids(client, shop)) == {*mine, other}
     assert await redemption_ids(client, shop, customer=customer_ref(shop)) == mine[::-1]
@@ -377,13 +382,15 @@ async def test_redemptions_are_listed_by_customer_state_and_time(service: Servic
         == mine[:1]
     )
     assert await redemption_ids(client, shop, start_time=at(NOW_MS + 3_001)) == []
-    page = await client.redemption.ListRedemptions(list_request(shop, customer=customer_ref(shop), page_size=2))
+    page = await client.redemption.ListRedemptions(
+        list_redemptions_request(shop, customer=customer_ref(shop), page_size=2)
+    )
     assert [each.redemption_id for each in page.redemptions] == mine[:0:-1]
-    more = list_request(shop, customer=customer_ref(shop), page_size=2, page_token=page.next_page_token)
+    more = list_redemptions_request(shop, customer=customer_ref(shop), page_size=2, page_token=page.next_page_token)
     rest = await client.redemption.ListRedemptions(more)
     assert [each.redemption_id for each in rest.redemptions] == mine[:1]
     assert not rest.next_page_token
-    unknown = list_request(shop, customer=customer_ref(shop, mobile="+8613812345678"))
+    unknown = list_redemptions_request(shop, customer=customer_ref(shop, mobile="+8613812345678"))
     assert (await refused(client.redemption.ListRedemptions(unknown))).reason == "CUSTOMER_NOT_FOUND"
 
 

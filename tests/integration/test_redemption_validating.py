@@ -8,8 +8,14 @@ import pytest
 
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
-from support.harness import NOW_MS, Client, Refusal, Service, Shop, at, make_token, refused, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
+from support.refusals import refused, wrong_fields
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 DECREASE = points_pb2.POINTS_UPDATE_TYPE_DECREASE
 SMS = redemption_pb2.VALIDATION_TYPE_SMS
@@ -38,12 +44,6 @@ async def validate(
 def statuses(response: redemption_pb2.ValidateRedemptionResponse) -> list[tuple[int, str]]:
     """Return the code and reason of each violation of a response."""
     return [(violation.code, violation.reason) for violation in response.violations]
-
-
-def wrong_fields(refusal: Refusal) -> set[str]:
-    """Return the fields that a refusal names."""
-    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
-    return set(refusal.fields)
 
 
 @pytest.mark.parametrize(

@@ -25,22 +25,17 @@ from pointbook_server.server import Server
 from pointbook_server.support import recorder as recording
 from pointbook_server.support.recorder import RefusalRecorder
 from pointbook_server.support.transactions import RefusalTransactions
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
 from support.codes import WRONG_CODE, issue_code
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refused,
-    server_settings,
-    unique,
-)
-from support.points import superuser
+from support.connections import superuser
+from support.outbox import Outbox
 from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
+from support.refusals import refused
+from support.servers import Service, server_settings
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 DAY_SECONDS = 86_400
@@ -346,14 +341,6 @@ async def test_zero_days_store_none_and_delete_stored_ones(
     service.clock.move(1)
     assert await make_recorder(database, service.clock, keep_days=0).clean_up(service.clock()) >= 1
     assert not (await list_page(client, shop)).refusals
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    """Open a database for a test without a server."""
-    database = Database(database_url, pool_size=2)
-    yield database
-    await database.dispose()
 
 
 def make_recorder(database: Database, clock: TestClock, *, keep_days: int = 30) -> RefusalRecorder:

@@ -12,9 +12,14 @@ from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.service import RedemptionService
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.codes import issue_code
-from support.harness import CODE_KEY, NOW_MS, Client, Outbox, Service, Shop, refused, server_settings
+from support.outbox import Outbox
 from support.redemption import earn
+from support.refusals import refused
+from support.servers import CODE_KEY, Service, server_settings
+from support.shops import Shop
 
 SMS, EMAIL = redemption_pb2.VALIDATION_TYPE_SMS, redemption_pb2.VALIDATION_TYPE_EMAIL
 ATTEMPTS = 4

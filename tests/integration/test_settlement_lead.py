@@ -18,8 +18,10 @@ from pointbook_server.db.database import Connection, Database
 from pointbook_server.ledger.holds import RELEASED_HOLDS_MAX
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
-from support.points import entries, superuser, unvoid, void
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import superuser
+from support.points import list_entries, unvoid_entries, void_entries
 from support.redemption import (
     PENDING,
     SETTLED,
@@ -36,6 +38,10 @@ from support.redemption import (
     validate_request,
     violation_codes,
 )
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 HOUR_MS = 3_600_000
 REDEMPTION = redemption_pb2.Redemption
@@ -88,7 +94,7 @@ async def settled_by_event(client: Client, shop: Shop) -> dict[str, str]:
     """Return the redemption that each entry of the buyer settled, by event id."""
     return {
         entry.update.event_id: entry.settled_redemption_id
-        for entry in await entries(client, shop)
+        for entry in await list_entries(client, shop)
         if entry.settled_redemption_id
     }
 
@@ -97,7 +103,7 @@ async def settled_by_event(client: Client, shop: Shop) -> dict[str, str]:
 
 
 async def test_redemption_of_booked_points_is_settled_at_once(client: Client, shop: Shop) -> None:
-    (earned,) = await entries(client, shop)
+    (earned,) = await list_entries(client, shop)
     booked = booking(shop, 50, 0, -60_000)
     await client.apply(booked)
 
@@ -196,7 +202,7 @@ async def test_other_decreases_are_not_claimed(client: Client, shop: Shop, chang
 async def test_void_decrease_is_not_claimed(client: Client, shop: Shop) -> None:
     booked = booking(shop, 20, 30, -1_000)
     await client.apply(booked)
-    await void(client, shop, booked.event_id)
+    await void_entries(client, shop, booked.event_id)
 
     assert (await redeem(client, redeem_request(shop, 20))).state == PENDING
     assert await account_points(client, shop) == (50, 30, 20)
@@ -332,11 +338,11 @@ async def test_void_after_claim_keeps_redemption_settled(client: Client, shop: S
     await client.apply(booked)
     born, later = await redeem(client, redeem_request(shop, 20)), await redeem(client, redeem_request(shop, 10))
     await client.apply(after)
-    await void(client, shop, booked.event_id, after.event_id)
+    await void_entries(client, shop, booked.event_id, after.event_id)
 
     assert [(await get_redemption(client, each)).state for each in (born, later)] == [SETTLED, SETTLED]
     assert await account_points(client, shop) == (50, 50, 0)
-    await unvoid(client, shop, booked.event_id, after.event_id)
+    await unvoid_entries(client, shop, booked.event_id, after.event_id)
     assert (await redeem(client, redeem_request(shop, 20))).state == PENDING
     assert await settled_by_event(client, shop) == {
         booked.event_id: born.redemption_id,

@@ -5,7 +5,6 @@ Source: docs/reference/shopline-webhooks.md#customer-webhooks
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from itertools import permutations
 from typing import Any
 
@@ -22,9 +21,14 @@ from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as webhooks_module
 from shopline_shim import signature
 from shopline_shim import webhooks_endpoint as endpoint_module
-from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock
 from support.json_logs import json_logs
+from support.outbox import Outbox
+from support.servers import Service, server_settings
 from support.shims import APPLIED, DUPLICATE, QUARANTINED, WebhookSender, webhook_sender
+from support.shops import Shop
+from support.unique_names import unique
 
 NUMBER = "+8613800000000"
 
@@ -36,13 +40,6 @@ async def get_customer(sender: WebhookSender, shop: Shop, buyer_id: str = "17") 
         merchant_id=shop.merchant_id, customer=identity_pb2.CustomerRef(buyer=buyer)
     )
     return (await sender.client.customers.GetCustomer(request)).customer
-
-
-@pytest.fixture(scope="module")
-async def sender(service: Service, admin_token: str) -> AsyncIterator[WebhookSender]:
-    """A sender to a shim with a token for all merchants."""
-    async with webhook_sender(service.server.port, admin_token, service.client) as sender:
-        yield sender
 
 
 def body(**changes: Any) -> dict[str, Any]:

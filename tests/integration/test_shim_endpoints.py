@@ -19,8 +19,12 @@ from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from shopline_shim import signature
 from shopline_shim.endpoint_bindings import EndpointBinding
 from shopline_shim.translate import ERASURE_TOPICS
-from support.harness import Client, Service, Shop, make_token, unique
+from support.clients import Client
+from support.servers import Service
 from support.shims import PATH, SECRET, shim_client
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 UPDATED_AT_MS = 1_767_225_600_000
 ENDPOINT_SECRET = "endpoint-secret"
@@ -67,7 +71,7 @@ def customer(buyer_id: str) -> bytes:
     return json.dumps({"id": buyer_id, "updated_at": "2026-01-31T12:00:00Z", "phone": None, "email": None}).encode()
 
 
-async def post(
+async def post_webhook(
     http: httpx.AsyncClient, path: str, body: bytes, *, secret: str = ENDPOINT_SECRET, **headers: str
 ) -> tuple[int, str]:
     """Deliver a webhook; return the status and the outcome, or the problem's title."""
@@ -88,18 +92,18 @@ async def reasons(client: Client, merchant_id: str) -> list[str]:
 
 
 async def test_endpoint_needs_no_header_except_the_signature(http: httpx.AsyncClient, shop: Shop) -> None:
-    assert await post(http, f"{PATH}/{POINTS_ID}", points(shop)) == (200, "APPLIED")
-    assert await post(http, f"{PATH}/{UPDATE_ID}", customer("buyer-1")) == (200, "APPLIED")
+    assert await post_webhook(http, f"{PATH}/{POINTS_ID}", points(shop)) == (200, "APPLIED")
+    assert await post_webhook(http, f"{PATH}/{UPDATE_ID}", customer("buyer-1")) == (200, "APPLIED")
 
 
 async def test_each_path_accepts_only_its_own_secrets(http: httpx.AsyncClient, shop: Shop) -> None:
     body = points(shop)
     forged = (401, "Unauthorized")
 
-    assert await post(http, f"{PATH}/{POINTS_ID}", body, secret=SECRET) == forged
-    assert await post(http, PATH, body, topic=POINTS_TOPIC, merchant_id=shop.merchant_id) == forged
+    assert await post_webhook(http, f"{PATH}/{POINTS_ID}", body, secret=SECRET) == forged
+    assert await post_webhook(http, PATH, body, topic=POINTS_TOPIC, merchant_id=shop.merchant_id) == forged
     for unknown in ("no-such-endpoint-01", POINTS_ID[:-1], POINTS_ID.upper(), "x", "%00"):
-        assert await post(http, f"{PATH}/{unknown}", body) == forged
+        assert await post_webhook(http, f"{PATH}/{unknown}", body) == forged
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ async def test_headers_that_contradict_the_binding_are_quarantined(
 ) -> None:
     body = points(shop) if endpoint == POINTS_ID else customer(unique("buyer"))
 
-    assert await post(http, f"{PATH}/{endpoint}", body, **headers) == (200, "QUARANTINED")
+    assert await post_webhook(http, f"{PATH}/{endpoint}", body, **headers) == (200, "QUARANTINED")
     assert await reasons(client, shop.merchant_id) == ["ENDPOINT_MISMATCH"]
 
 
@@ -127,18 +131,24 @@ async def test_body_of_another_store_of_the_merchant_is_quarantined(
     other = unique("store")
     await client.put_store(shop.merchant_id, other)
 
-    assert await post(http, f"{PATH}/{POINTS_ID}", points(shop, store_id=other)) == (200, "QUARANTINED")
-    assert await post(http, f"{PATH}/{UPDATE_ID}", customer("buyer-3"), shop_id=other) == (200, "QUARANTINED")
+    assert await post_webhook(http, f"{PATH}/{POINTS_ID}", points(shop, store_id=other)) == (200, "QUARANTINED")
+    assert await post_webhook(http, f"{PATH}/{UPDATE_ID}", customer("buyer-3"), shop_id=other) == (200, "QUARANTINED")
     assert await reasons(client, shop.merchant_id) == ["ENDPOINT_MISMATCH"] * 2
 
 
 async def test_endpoint_with_several_topics_needs_the_topic_header(
     http: httpx.AsyncClient, client: Client, shop: Shop
 ) -> None:
-    assert await post(http, f"{PATH}/{CUSTOMERS_ID}", customer("buyer-4")) == (200, "QUARANTINED")
+    assert await post_webhook(http, f"{PATH}/{CUSTOMERS_ID}", customer("buyer-4")) == (200, "QUARANTINED")
     assert await reasons(client, shop.merchant_id) == ["TOPIC_MISSING"]
-    assert await post(http, f"{PATH}/{CUSTOMERS_ID}", customer("buyer-4"), topic="customers/update") == (200, "APPLIED")
-    assert await post(http, f"{PATH}/{CUSTOMERS_ID}", customer("buyer-4"), topic="orders/create") == (200, "IGNORED")
+    assert await post_webhook(http, f"{PATH}/{CUSTOMERS_ID}", customer("buyer-4"), topic="customers/update") == (
+        200,
+        "APPLIED",
+    )
+    assert await post_webhook(http, f"{PATH}/{CUSTOMERS_ID}", customer("buyer-4"), topic="orders/create") == (
+        200,
+        "IGNORED",
+    )
 
 
 async def test_unbound_path_is_404_without_an_app_secret(service: Service, admin_token: str, shop: Shop) -> None:
@@ -150,8 +160,8 @@ async def test_unbound_path_is_404_without_an_app_secret(service: Service, admin
     )
     changes = {"shopline_secrets": (), "shopline_endpoints": {POINTS_ID: binding}}
     async with shim_client(service.server.port, admin_token, **changes) as http:
-        assert await post(http, f"{PATH}/{POINTS_ID}", points(shop)) == (200, "APPLIED")
-        assert await post(http, PATH, points(shop)) == (404, "Not Found")
+        assert await post_webhook(http, f"{PATH}/{POINTS_ID}", points(shop)) == (200, "APPLIED")
+        assert await post_webhook(http, PATH, points(shop)) == (404, "Not Found")
 
 
 @pytest.mark.parametrize(("minutes", "outcome"), [(-30, "APPLIED"), (1, "QUARANTINED"), (10_000, "QUARANTINED")])
@@ -165,10 +175,10 @@ async def test_webhook_older_than_the_maximum_age_is_quarantined(
     async with shim_client(service.server.port, token, webhook_max_age_hours=max_age_hours) as http:
         shop_headers = {"merchant_id": shop.merchant_id, "shop_id": shop.store_id}
         body = points(shop, updated_at=updated_at)
-        points_result = await post(http, PATH, body, secret=SECRET, topic=POINTS_TOPIC, **shop_headers)
+        points_result = await post_webhook(http, PATH, body, secret=SECRET, topic=POINTS_TOPIC, **shop_headers)
         iso = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(updated_at / 1_000))
         body = json.dumps({"id": "buyer-5", "updated_at": iso, "phone": None, "email": None}).encode()
-        customer_result = await post(http, PATH, body, secret=SECRET, topic="customers/update", **shop_headers)
+        customer_result = await post_webhook(http, PATH, body, secret=SECRET, topic="customers/update", **shop_headers)
 
     assert (points_result, customer_result) == ((200, outcome), (200, outcome))
     assert await reasons(client, shop.merchant_id) == ([] if outcome == "APPLIED" else ["TOO_OLD"] * 2)
@@ -197,6 +207,6 @@ async def test_erasure_request_has_no_maximum_age(service: Service, admin_token:
     body = json.dumps(content | {"update_time": "2026-01-01T00:00:00Z"}).encode()
     shop_headers = {"merchant_id": shop.merchant_id, "shop_id": shop.store_id}
     async with shim_client(service.server.port, admin_token, webhook_max_age_hours=0.5) as http:
-        status, outcome = await post(http, PATH, body, secret=SECRET, topic=topic, **shop_headers)
+        status, outcome = await post_webhook(http, PATH, body, secret=SECRET, topic=topic, **shop_headers)
 
     assert (status, outcome) == (200, "REQUESTED" if topic == "merchants/redact" else "APPLIED")

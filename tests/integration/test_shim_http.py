@@ -23,20 +23,6 @@ from support.shims import PATH
 from support.waiting import until
 
 
-@pytest.fixture(scope="module")
-async def shared() -> AsyncIterator[RunningShim]:
-    """A shim with default settings, shared by the tests of this module."""
-    async with shim_with_fakes() as running:
-        yield running
-
-
-@pytest.fixture
-def shim(shared: RunningShim) -> RunningShim:
-    """The shared shim, after resetting its fake server."""
-    shared.reset_fakes()
-    return shared
-
-
 async def test_body_of_the_maximum_size_is_accepted() -> None:
     async with shim_with_fakes(max_body_bytes=10_000) as shim:
         largest = RAW_BODY + b" " * (10_000 - len(RAW_BODY))

@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from shopline_shim.connection_limits import ConnectionLimits
 from shopline_shim.http_protocol import LimitedHttpProtocol
 from shopline_shim.settings import ShimSettings
-from support.harness import Service
+from support.servers import Service
 from support.shims import PATH, shim_client
 from support.waiting import until
 

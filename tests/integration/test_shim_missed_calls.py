@@ -4,7 +4,6 @@ Source: docs/reference/validation-codes.md#missed-calls
 """
 
 import asyncio
-import base64
 import contextlib
 import json
 import random
@@ -22,13 +21,20 @@ from pointbook_server.access.model import Scope
 from pointbook_server.rpc import status_interceptor as status_module
 from pointbook_server.server import Server
 from shopline_shim import missed_calls_endpoint as endpoint_module
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.codes import issue_code
 from support.database_proxy import proxied
 from support.fake_servers import assert_problem
-from support.harness import NOW_MS, Client, Service, Shop, make_token, refused, server_settings, unique
+from support.http_clients import basic_authorization
 from support.json_logs import json_logs
 from support.redemption import PENDING, earn, redeem, redeem_request, validate_request
+from support.refusals import refused
+from support.servers import Service, server_settings
 from support.shims import shim_client
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 PATH = "/callbacks/missed-call"
@@ -96,7 +102,7 @@ async def post(http: httpx.AsyncClient, shop: Shop, **changes: Any) -> tuple[int
     return status_and_json(await http.post(PATH, json=call_of(shop, **changes), headers=BEARER))
 
 
-async def violation_codes(client: Client, shop: Shop, challenge_id: str) -> list[int]:
+async def read_violation_codes(client: Client, shop: Shop, challenge_id: str) -> list[int]:
     """Return the violations' codes of redeeming 100 points with a challenge."""
     response = await client.redemption.ValidateRedemption(validate_request(shop, 100, challenge_id=challenge_id))
     return [violation.code for violation in response.violations]
@@ -114,14 +120,14 @@ async def test_missed_call_validates_a_redemption_without_revealing_the_challeng
 ) -> None:
     issued = await issue_code(client, shop)
     assert issued.missed_call_number == CALLED
-    assert await violation_codes(client, shop, issued.challenge_id) == [822]
+    assert await read_violation_codes(client, shop, issued.challenge_id) == [822]
     refusal = await refused(redeem(client, redeem_request(shop, 100, challenge_id=issued.challenge_id)))
     assert refusal.metadata["status_code"] == "822"
 
     response = await http.post(PATH, json=call_of(shop), headers=BEARER)
     assert status_and_json(response) == SEEN
     assert issued.challenge_id not in f"{response.text}{response.headers}"
-    assert await violation_codes(client, shop, issued.challenge_id) == []
+    assert await read_violation_codes(client, shop, issued.challenge_id) == []
     assert (await redeem(client, redeem_request(shop, 100, challenge_id=issued.challenge_id))).state == PENDING
 
 
@@ -202,7 +208,7 @@ async def test_call_with_another_number_merchant_or_earlier_time_matches_no_chal
     challenge_id = (await issue_code(client, shop)).challenge_id
 
     assert await post(http, shop, **change) == NO_CHALLENGE
-    assert await violation_codes(client, shop, challenge_id) == [822]
+    assert await read_violation_codes(client, shop, challenge_id) == [822]
 
 
 async def test_repeated_callback_counts_once_and_not_for_a_later_challenge(
@@ -216,14 +222,9 @@ async def test_repeated_callback_counts_once_and_not_for_a_later_challenge(
     second = (await issue_code(client, shop)).challenge_id
 
     assert await post(http, shop, provider_call_id=call_id) == SEEN
-    assert await violation_codes(client, shop, second) == [822]
+    assert await read_violation_codes(client, shop, second) == [822]
     assert await post(http, shop) == SEEN
-    assert await violation_codes(client, shop, second) == []
-
-
-def basic(user: str, password: str) -> str:
-    """Return the Authorization header for the user and password of a URL."""
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    assert await read_violation_codes(client, shop, second) == []
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def basic(user: str, password: str) -> str:
     [
         BEARER,
         {"Authorization": "bearer next-secret"},
-        {"Authorization": basic("provider", "call-secret")},
+        {"Authorization": basic_authorization("provider", "call-secret")},
         {"X-Pointbook-Secret": "next-secret"},
     ],
     ids=str,
@@ -259,7 +260,7 @@ async def test_password_in_the_url_is_accepted(http: httpx.AsyncClient, shop: Sh
         {"Authorization": "Bearer call-secre"},
         {"Authorization": "Bearer call-secret,next-secret"},
         {"Authorization": "call-secret"},
-        {"Authorization": basic("call-secret", "")},
+        {"Authorization": basic_authorization("call-secret", "")},
         {"Authorization": "Basic ###"},
         {"Authorization": b"Bearer \xff"},
         {"X-Pointbook-Secret": "app-secret"},
@@ -276,7 +277,7 @@ async def test_callback_without_a_valid_secret_is_401_and_has_no_effect(
     assert_problem(await http.post(PATH, content=b"a" * 300_000, headers=headers), 401)
 
     assert "secret" not in problem["detail"]
-    assert await violation_codes(client, shop, challenge_id) == [822]
+    assert await read_violation_codes(client, shop, challenge_id) == [822]
     assert await callback_count(http, "forged") == before + 2
 
 
@@ -394,10 +395,10 @@ async def test_unavailable_server_is_503_and_a_retry_succeeds(
         assert_problem(response, 503)
         assert response.headers["retry-after"] == "5"
         assert await callback_count(http, "unavailable") == 1
-        assert await violation_codes(client, shop, challenge_id) == [822]
+        assert await read_violation_codes(client, shop, challenge_id) == [822]
         async with server_on(service, service.database_url, port):
             await retry_until_seen(lambda: post(http, shop, **body))
-    assert await violation_codes(client, shop, challenge_id) == []
+    assert await read_violation_codes(client, shop, challenge_id) == []
 
 
 async def test_unavailable_database_is_503_and_a_retry_succeeds(
@@ -413,10 +414,10 @@ async def test_unavailable_database_is_503_and_a_retry_succeeds(
         assert await post(http, shop, provider_call_id=unique("call"), caller_number="+8613912345679") == NO_CHALLENGE
         await proxy.cut()
         assert_problem(await http.post(PATH, json=body, headers=BEARER), 503)
-        assert await violation_codes(client, shop, challenge_id) == [822]
+        assert await read_violation_codes(client, shop, challenge_id) == [822]
         await proxy.restore()
         await retry_until_seen(lambda: post(http, shop, **body))
-    assert await violation_codes(client, shop, challenge_id) == []
+    assert await read_violation_codes(client, shop, challenge_id) == []
 
 
 async def test_token_without_the_scope_is_503_and_logged(service: Service, shop: Shop) -> None:

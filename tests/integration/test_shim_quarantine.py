@@ -22,8 +22,11 @@ from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as servicer_module
 from shopline_shim import signature, translate
 from shopline_shim import webhooks_endpoint as endpoint_module
-from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, make_token, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock
 from support.json_logs import json_logs
+from support.outbox import Outbox
+from support.servers import Service, server_settings
 from support.shims import (
     APPLIED,
     DUPLICATE,
@@ -31,30 +34,13 @@ from support.shims import (
     QUARANTINED,
     SECRET,
     WebhookSender,
+    points_body,
     webhook_headers,
     webhook_sender,
 )
-
-
-def body(shop: Shop, **changes: Any) -> bytes:
-    """Return the body of a points webhook."""
-    values = {
-        "buyer_id": "2404721679",
-        "points_balance": 20,
-        "store_id": shop.store_id,
-        "update_type": "INCREASE",
-        "updated_at": NOW_MS - 60_000,
-        "updated_scene": "SUCCESSFUL_REGISTRATION",
-        "updated_value": 20,
-    }
-    return json.dumps(values | changes).encode()
-
-
-@pytest.fixture(scope="module")
-async def sender(service: Service, admin_token: str) -> AsyncIterator[WebhookSender]:
-    """A sender to a shim with a token for all merchants."""
-    async with webhook_sender(service.server.port, admin_token, service.client) as sender:
-        yield sender
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 
 @asynccontextmanager
@@ -76,8 +62,8 @@ async def sender_with_small_quarantine(
 async def test_webhook_of_an_unknown_store_is_replayed_after_its_registration(sender: WebhookSender) -> None:
     shop = Shop(unique("merchant"), unique("store"))
 
-    assert await sender.send(shop, POINTS_TOPIC, body(shop)) == QUARANTINED
-    assert await sender.send(shop, POINTS_TOPIC, body(shop)) == QUARANTINED
+    assert await sender.send(shop, POINTS_TOPIC, points_body(shop)) == QUARANTINED
+    assert await sender.send(shop, POINTS_TOPIC, points_body(shop)) == QUARANTINED
     [webhook] = await sender.quarantined(shop.merchant_id)
     assert (webhook.receive_count, await sender.quarantine_reason(shop.merchant_id)) == (1, "STORE_UNKNOWN")
 
@@ -88,7 +74,7 @@ async def test_webhook_of_an_unknown_store_is_replayed_after_its_registration(se
     response = await sender.client.webhooks.ReplayQuarantinedWebhook(request)
 
     assert response.points_update.outcome == points_pb2.APPLY_OUTCOME_APPLIED
-    assert await sender.send(shop, POINTS_TOPIC, body(shop)) == DUPLICATE
+    assert await sender.send(shop, POINTS_TOPIC, points_body(shop)) == DUPLICATE
     assert (await sender.client.account(shop.merchant_id, shop.store_id, "2404721679")).points_balance == 20
     assert await sender.quarantined(shop.merchant_id) == []
 
@@ -105,7 +91,7 @@ async def test_webhook_of_an_unknown_store_is_replayed_after_its_registration(se
 async def test_webhook_is_quarantined_with_its_reason(
     sender: WebhookSender, shop: Shop, reason: str, changes: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    assert await sender.send(shop, POINTS_TOPIC, body(shop, **changes), **headers) == QUARANTINED
+    assert await sender.send(shop, POINTS_TOPIC, points_body(shop, **changes), **headers) == QUARANTINED
     assert await sender.quarantine_reason(shop.merchant_id) == reason
 
 
@@ -114,7 +100,7 @@ async def test_webhook_is_quarantined_with_its_reason(
 async def test_time_that_is_not_in_milliseconds_is_out_of_bounds(
     sender: WebhookSender, shop: Shop, field: str, value: object
 ) -> None:
-    assert await sender.send(shop, POINTS_TOPIC, body(shop, **{field: value})) == QUARANTINED
+    assert await sender.send(shop, POINTS_TOPIC, points_body(shop, **{field: value})) == QUARANTINED
 
     [webhook] = await sender.quarantined(shop.merchant_id)
     assert await sender.quarantine_reason(shop.merchant_id) == "OUT_OF_BOUNDS"
@@ -123,12 +109,15 @@ async def test_time_that_is_not_in_milliseconds_is_out_of_bounds(
 
 
 async def test_body_with_more_than_wrong_times_is_malformed(sender: WebhookSender, shop: Shop) -> None:
-    assert await sender.send(shop, POINTS_TOPIC, body(shop, points_expiry_time=-1, updated_value="x")) == QUARANTINED
+    assert (
+        await sender.send(shop, POINTS_TOPIC, points_body(shop, points_expiry_time=-1, updated_value="x"))
+        == QUARANTINED
+    )
     assert await sender.quarantine_reason(shop.merchant_id) == "MALFORMED"
 
 
 async def test_event_with_other_content_under_its_id_is_quarantined(sender: WebhookSender, shop: Shop) -> None:
-    raw_body = body(shop)
+    raw_body = points_body(shop)
     update = translate.points_update(webhook_headers(shop, POINTS_TOPIC, raw_body), raw_body)
     update.updated_value = 5
     await sender.client.apply(update)
@@ -160,13 +149,13 @@ async def test_many_unsigned_headers_do_not_prevent_the_quarantine(sender: Webho
 async def test_full_quarantine_is_503_until_a_webhook_is_dropped(
     service: Service, admin_token: str, shop: Shop
 ) -> None:
-    malformed = [body(shop, updated_value=f"x{number}") for number in range(3)]
+    malformed = [points_body(shop, updated_value=f"x{number}") for number in range(3)]
     async with sender_with_small_quarantine(service, admin_token, webhooks_max=2) as sender:
         assert await sender.send(shop, POINTS_TOPIC, malformed[0]) == QUARANTINED
         assert await sender.send(shop, POINTS_TOPIC, malformed[1]) == QUARANTINED
         assert (await sender.send(shop, POINTS_TOPIC, malformed[2]))[0] == 503
         assert await sender.send(shop, POINTS_TOPIC, malformed[0]) == QUARANTINED
-        assert await sender.send(shop, POINTS_TOPIC, body(shop)) == APPLIED
+        assert await sender.send(shop, POINTS_TOPIC, points_body(shop)) == APPLIED
         [oldest, _] = await sender.quarantined(shop.merchant_id)
         await sender.client.webhooks.DropQuarantinedWebhook(
             webhooks_pb2.DropQuarantinedWebhookRequest(
@@ -182,7 +171,7 @@ async def test_quarantine_without_the_scope_is_503(service: Service, shop: Shop)
     token = await make_token(service.database_url, [shop.merchant_id], scopes)
     token_with_both = await make_token(service.database_url, [shop.merchant_id], [*scopes, Scope.WEBHOOKS])
     async with webhook_sender(service.server.port, token, service.client) as sender:
-        assert await sender.send(shop, POINTS_TOPIC, body(shop)) == APPLIED
+        assert await sender.send(shop, POINTS_TOPIC, points_body(shop)) == APPLIED
         assert (await sender.send(shop, POINTS_TOPIC, b"not JSON"))[0] == 503
     async with webhook_sender(service.server.port, token_with_both, service.client) as sender:
         assert await sender.send(shop, POINTS_TOPIC, b"not JSON") == QUARANTINED
@@ -202,10 +191,10 @@ async def test_parallel_deliveries_are_quarantined_once(sender: WebhookSender, s
 async def test_content_of_a_body_is_not_logged(sender: WebhookSender, shop: Shop) -> None:
     bodies = [
         b"private not JSON",
-        body(shop, buyer_id="private buyer"),
-        body(shop, buyer_id="private-buyer", updated_at=NOW_MS * 2),
-        body(Shop(shop.merchant_id, "private-store"), buyer_id="private-buyer"),
-        body(shop, buyer_id="private-buyer", updated_scene="PRIVATE private"),
+        points_body(shop, buyer_id="private buyer"),
+        points_body(shop, buyer_id="private-buyer", updated_at=NOW_MS * 2),
+        points_body(Shop(shop.merchant_id, "private-store"), buyer_id="private-buyer"),
+        points_body(shop, buyer_id="private-buyer", updated_scene="PRIVATE private"),
     ]
     with json_logs(endpoint_module, status_module, servicer_module) as written:
         responses = [await sender.send(shop, POINTS_TOPIC, raw_body, x_other="private header") for raw_body in bodies]
@@ -238,7 +227,7 @@ def random_body(generator: random.Random, shop: Shop) -> bytes:
     ]
     names = ["buyer_id", "points_balance", "store_id", "update_type", "updated_at", "updated_scene", "updated_value"]
     changes = {name: generator.choice(values)() for name in generator.sample(names, generator.randrange(4))}
-    raw_body = bytearray(body(shop, **({"buyer_id": str(generator.randrange(10**9))} | changes)))
+    raw_body = bytearray(points_body(shop, **({"buyer_id": str(generator.randrange(10**9))} | changes)))
     kind = generator.randrange(5)
     if kind == 0:
         return generator.randbytes(generator.randrange(300))
@@ -275,11 +264,14 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 async def test_byte_order_mark_is_signed_but_does_not_change_the_event(sender: WebhookSender, shop: Shop) -> None:
-    assert await sender.send(shop, POINTS_TOPIC, BYTE_ORDER_MARK + body(shop)) == APPLIED
-    assert await sender.send(shop, POINTS_TOPIC, body(shop)) == DUPLICATE
-    assert await sender.send(shop, POINTS_TOPIC, BYTE_ORDER_MARK + b"\r\n" + body(shop)) == DUPLICATE
+    assert await sender.send(shop, POINTS_TOPIC, BYTE_ORDER_MARK + points_body(shop)) == APPLIED
+    assert await sender.send(shop, POINTS_TOPIC, points_body(shop)) == DUPLICATE
+    assert await sender.send(shop, POINTS_TOPIC, BYTE_ORDER_MARK + b"\r\n" + points_body(shop)) == DUPLICATE
     unsigned = await sender.send(
-        shop, POINTS_TOPIC, BYTE_ORDER_MARK + body(shop), x_shopline_hmac_sha256=signature.sign(SECRET, body(shop))
+        shop,
+        POINTS_TOPIC,
+        BYTE_ORDER_MARK + points_body(shop),
+        x_shopline_hmac_sha256=signature.sign(SECRET, points_body(shop)),
     )
 
     assert unsigned[0] == 401
@@ -292,7 +284,7 @@ async def test_byte_order_mark_is_signed_but_does_not_change_the_event(sender: W
 async def test_webhook_without_exactly_one_topic_is_quarantined(
     sender: WebhookSender, shop: Shop, topics: list[str]
 ) -> None:
-    raw_body = body(shop)
+    raw_body = points_body(shop)
     headers = [
         (name, value)
         for name, value in webhook_headers(shop, POINTS_TOPIC, raw_body).items()
@@ -312,7 +304,7 @@ async def test_webhook_without_exactly_one_topic_is_quarantined(
     [[POINTS_TOPIC, POINTS_TOPIC], [f"{POINTS_TOPIC}, {POINTS_TOPIC}"], [f"{POINTS_TOPIC} ,"], ["", POINTS_TOPIC]],
 )
 async def test_repeated_equal_topics_are_one(sender: WebhookSender, shop: Shop, topics: list[str]) -> None:
-    raw_body = body(shop)
+    raw_body = points_body(shop)
     headers = [
         (name, value)
         for name, value in webhook_headers(shop, POINTS_TOPIC, raw_body).items()
@@ -339,7 +331,7 @@ async def test_body_without_a_topic_is_503_if_the_quarantine_has_no_key(
     client = Client(server.port, admin_token)
     async with webhook_sender(server.port, admin_token, client) as sender:
         with json_logs(endpoint_module) as written:
-            assert (await sender.send(shop, POINTS_TOPIC, body(shop), x_shopline_topic=""))[0] == 503
+            assert (await sender.send(shop, POINTS_TOPIC, points_body(shop), x_shopline_topic=""))[0] == 503
         assert '"cause": "KEY_NOT_CONFIGURED"' in written.getvalue()
         assert await sender.quarantined(shop.merchant_id) == []
         assert await sender.send(shop, POINTS_TOPIC, b"not JSON") == QUARANTINED

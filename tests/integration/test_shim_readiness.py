@@ -11,13 +11,15 @@ from pointbook.v1 import access_pb2
 from pointbook_cli.health_probe import probe_shim
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.access.rules import split_bearer
-from pointbook_server.access.transactions import TokenTransactions
-from pointbook_server.db.database import Database
 from pointbook_server.server import Server
 from shopline_shim.readiness import ReadinessCheck
 from shopline_shim.settings import ShimSettings
-from support.harness import NOW_MS, Client, Service, make_token, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS
+from support.servers import Service, server_settings
 from support.shims import shim_client
+from support.tokens import make_token, revoke_token
+from support.unique_names import unique
 from support.waiting import until
 
 WEBHOOK_SCOPES = [Scope.POINTS_WRITE, Scope.WEBHOOKS]
@@ -34,13 +36,6 @@ async def readiness(service: Service, token: str, **changes: Any) -> tuple[int, 
     """Return the result of `/readyz` of a shim with a token."""
     async with shim_client(service.server.port, token, **changes) as http:
         return await readyz(http)
-
-
-async def revoke(service: Service, bearer: str) -> None:
-    """Revoke a token over another database connection."""
-    database = Database(service.database_url, pool_size=1)
-    assert await TokenTransactions(database).revoke(split_bearer(bearer)[0], NOW_MS)
-    await database.dispose()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +96,7 @@ async def test_revoked_token_is_not_ready_within_seconds(service: Service) -> No
     token = await make_token(service.database_url, [ALL_MERCHANTS], WEBHOOK_SCOPES)
     async with shim_client(service.server.port, token) as http:
         assert await readyz(http) == (200, "")
-        await revoke(service, token)
+        await revoke_token(service.database_url, token)
 
         async def is_not_ready() -> bool:
             return (await readyz(http))[0] != 200

@@ -4,7 +4,6 @@ Source: docs/reference/shopline-webhooks.md#merchants-redact
 """
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,8 +11,11 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, programs_pb2, webhooks_pb2
 from pointbook_cli.quarantine_client import translate_again
 from shopline_shim.translate import STORE_ERASURE_TOPIC
-from support.harness import NOW_MS, Client, Service, Shop, unique
-from support.shims import QUARANTINED, WebhookSender, webhook_sender
+from support.clients import Client
+from support.clocks import NOW_MS
+from support.shims import QUARANTINED, WebhookSender
+from support.shops import Shop
+from support.unique_names import unique
 
 REQUESTED = (200, {"outcome": "REQUESTED"})
 ALREADY_REQUESTED = (200, {"outcome": "ALREADY_REQUESTED"})
@@ -39,13 +41,6 @@ async def replay(sender: WebhookSender, merchant_id: str, as_merchant: str = "",
     response = await sender.client.webhooks.ReplayQuarantinedWebhook(request)
     outcome = programs_pb2.StoreErasureOutcome.Name(response.store_erasure.outcome)
     return outcome.removeprefix("STORE_ERASURE_OUTCOME_")
-
-
-@pytest.fixture(scope="module")
-async def sender(service: Service, admin_token: str) -> AsyncIterator[WebhookSender]:
-    """A sender to a shim with a token for all merchants."""
-    async with webhook_sender(service.server.port, admin_token, service.client) as sender:
-        yield sender
 
 
 def body(shop: Shop, **changes: Any) -> dict[str, Any]:

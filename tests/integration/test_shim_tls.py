@@ -27,9 +27,11 @@ from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 from shopline_shim.signature import sign
 from support.certificates import Authority, Issued, handshake, replace, serial_of, served_serial
-from support.harness import Service, Shop, make_token, server_settings
 from support.json_logs import json_logs
+from support.servers import Service, server_settings
 from support.shims import PATH, SECRET, running_shim
+from support.shops import Shop
+from support.tokens import make_token
 
 AUTHORITY = Authority()
 

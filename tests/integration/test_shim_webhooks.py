@@ -8,7 +8,7 @@ import base64
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -43,20 +43,6 @@ IGNORED_TOPICS = (
     "customers/enable",
 )
 """Ignored topics that are counted by name."""
-
-
-@pytest.fixture(scope="module")
-async def shared() -> AsyncIterator[RunningShim]:
-    """A shim with default settings, shared by the tests of this module."""
-    async with shim_with_fakes() as running:
-        yield running
-
-
-@pytest.fixture
-def shim(shared: RunningShim) -> RunningShim:
-    """The shared shim, after resetting its fake server."""
-    shared.reset_fakes()
-    return shared
 
 
 async def test_signed_webhook_is_one_grpc_call_and_200(shim: RunningShim) -> None:

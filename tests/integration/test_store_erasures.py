@@ -1,8 +1,6 @@
 """Requests to erase stores, and the erasure of a store's customers."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -14,27 +12,20 @@ from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import Scope
 from pointbook_server.programs import servicer as servicer_module
 from pointbook_server.programs.erasures import transactions as erasures_module
-from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock, at
 from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code
+from support.connections import superuser
 from support.customers import email, mobile
-from support.harness import (
-    NOW_MS,
-    Client,
-    Outbox,
-    Service,
-    Shop,
-    TestClock,
-    at,
-    make_token,
-    refused,
-    server_settings,
-    unique,
-)
 from support.json_logs import json_logs
-from support.points import superuser
 from support.redemption import earn
-from support.store_erasures import REASON, REQUEST_MS, erase, listed, outcome, request_erasure
+from support.refusals import refused
+from support.servers import Service, running_server
+from support.shops import Shop
+from support.store_erasures import REASON, REQUEST_MS, erase_store, erasure_outcome, list_erasures, request_erasure
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until, until_locks_are_awaited
 
 
@@ -71,7 +62,7 @@ async def customer_of(client: Client, shop: Shop, buyer_id: str = "buyer") -> cu
         return None
 
 
-async def quarantine(client: Client, shop: Shop, body: bytes, topic: str = "customers/update") -> str:
+async def quarantine_webhook(client: Client, shop: Shop, body: bytes, topic: str = "customers/update") -> str:
     """Quarantine a webhook whose header names the shop's store."""
     request = webhooks_pb2.QuarantineWebhookRequest(
         merchant_id=shop.merchant_id,
@@ -96,22 +87,6 @@ async def audit(service: Service, shop: Shop) -> list[tuple[str, str, str]]:
         return [tuple(row) for row in await connection.fetch(query, shop.merchant_id)]
 
 
-@asynccontextmanager
-async def another_server(
-    service: Service, token: str, clock: TestClock | None = None, **changes: Any
-) -> AsyncIterator[tuple[Server, Client]]:
-    """Run another server on the same database, with other settings."""
-    senders = {Channel.SMS: Outbox(), Channel.EMAIL: Outbox()}
-    server = Server(server_settings(**changes), service.database_url, senders=senders, clock=clock or TestClock())
-    await server.start()
-    client = Client(server.port, token)
-    try:
-        yield server, client
-    finally:
-        await client.close()
-        await server.stop()
-
-
 def gauges(server: Server) -> dict[str, float]:
     """Return the gauges of store erasures."""
     lines = generate_latest(server.metrics.registry).decode().splitlines()
@@ -124,9 +99,9 @@ async def test_repeated_requests_open_one_erasure(client: Client, shop: Shop) ->
     first = await request_erasure(client, shop, event_id="e-1")
     again = await request_erasure(client, shop, event_id="e-1")
     later = await request_erasure(client, shop, request_time=at(NOW_MS))
-    [stored] = await listed(client, shop.merchant_id)
+    [stored] = await list_erasures(client, shop.merchant_id)
 
-    assert [outcome(answer) for answer in (first, again, later)] == ["REQUESTED"] + ["ALREADY_REQUESTED"] * 2
+    assert [erasure_outcome(answer) for answer in (first, again, later)] == ["REQUESTED"] + ["ALREADY_REQUESTED"] * 2
     assert stored == first.erasure == again.erasure == later.erasure
     assert (stored.request_time, stored.due_time) == (at(REQUEST_MS), at(REQUEST_MS + 30 * DAY_MS))
     assert not stored.HasField("close_time")
@@ -138,14 +113,16 @@ async def test_repeated_requests_open_one_erasure(client: Client, shop: Shop) ->
 async def test_concurrent_requests_open_one_erasure(client: Client, shop: Shop) -> None:
     answers = await asyncio.gather(*(request_erasure(client, shop) for _ in range(20)))
 
-    assert sorted(map(outcome, answers)) == ["ALREADY_REQUESTED"] * 19 + ["REQUESTED"]
-    assert len(await listed(client, shop.merchant_id)) == 1
+    assert sorted(map(erasure_outcome, answers)) == ["ALREADY_REQUESTED"] * 19 + ["REQUESTED"]
+    assert len(await list_erasures(client, shop.merchant_id)) == 1
 
 
 async def test_stores_that_the_merchant_does_not_have_are_refused(client: Client, shop: Shop) -> None:
     """Only a webhook's error says that another merchant has the store."""
     unknown, foreign = Shop(shop.merchant_id, unique("store")), Shop(unique("merchant"), shop.store_id)
-    errors = [await refused(call(client, store)) for call in (request_erasure, erase) for store in (unknown, foreign)]
+    errors = [
+        await refused(call(client, store)) for call in (request_erasure, erase_store) for store in (unknown, foreign)
+    ]
 
     assert {(error.code, error.reason) for error in errors} == {(grpc.StatusCode.NOT_FOUND, "STORE_NOT_FOUND")}
     assert [error.metadata.get("registered_elsewhere") for error in errors] == [None, "true", None, None]
@@ -182,7 +159,7 @@ async def test_a_customer_of_the_store_alone_is_redacted(client: Client, service
     await client.apply(shop.update("buyer"))
     before = await client.account(shop.merchant_id, shop.store_id, "buyer")
     await request_erasure(client, shop)
-    done = await erase(client, shop)
+    done = await erase_store(client, shop)
 
     assert (done.erased, done.remaining) == (1, 0)
     assert (done.erasure.close_time, done.erasure.begin_time, done.erasure.reason) == (at(NOW_MS), at(NOW_MS), REASON)
@@ -231,7 +208,7 @@ async def test_a_customer_of_several_stores_keeps_contacts_of_the_others(
         for kind, moment in times.items():
             await send(client, each, updated_at=at(moment), **{kind: mobile() if kind == "mobile" else email()})
     await client.apply(shop.update("buyer"))
-    done = await erase(client, shop)
+    done = await erase_store(client, shop)
     alice = await client.customer(shop.merchant_id, "alice")
 
     assert (done.erased, done.remaining) == (1, 0)
@@ -247,7 +224,7 @@ async def test_contacts_that_no_webhook_set_stay_with_a_customer_of_several_stor
     other = await another_store(client, shop)
     buyers = [identity_pb2.Buyer(store_id=each.store_id, buyer_id="buyer") for each in (shop, other)]
     put = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email(), buyers=buyers)
-    await erase(client, shop)
+    await erase_store(client, shop)
     alice = await client.customer(shop.merchant_id, "alice")
 
     assert (alice.mobile, alice.email) == (put.mobile, put.email)
@@ -258,7 +235,7 @@ async def test_another_stores_webhook_sets_an_erased_contact_again(client: Clien
     buyers = [identity_pb2.Buyer(store_id=each.store_id, buyer_id="buyer") for each in (shop, other)]
     await client.put_customer(shop.merchant_id, "alice", buyers=buyers)
     await send(client, shop, mobile=number)
-    await erase(client, shop)
+    await erase_store(client, shop)
     assert not (await client.customer(shop.merchant_id, "alice")).mobile
 
     assert await send(client, other, mobile=number, updated_at=at(NOW_MS - 5_000)) == "APPLIED"
@@ -270,7 +247,7 @@ async def test_a_contact_that_another_store_claims_passes_to_its_customer(client
     await send(client, shop, "owner", mobile=number, email=address, updated_at=at(NOW_MS - 50_000))
     await send(client, other, "successor", mobile=number, updated_at=at(NOW_MS - 40_000))
     await send(client, shop, "claimant", email=address, updated_at=at(NOW_MS - 30_000))
-    await erase(client, shop)
+    await erase_store(client, shop)
     successor, owner, claimant = [
         await customer_of(client, each, buyer)
         for each, buyer in ((other, "successor"), (shop, "owner"), (shop, "claimant"))
@@ -291,7 +268,7 @@ async def test_no_claim_of_an_erased_store_brings_a_contact_back(
     number = mobile()
     for buyer, moment in (("b", 50_000), ("c", 40_000), ("a", 30_000)):
         await send(client, shop, buyer, mobile=number, updated_at=at(NOW_MS - moment))
-    assert (await erase(client, shop)).remaining == 0
+    assert (await erase_store(client, shop)).remaining == 0
     async with superuser(service) as connection:
         for table in ("customer_claims", "customer_identifiers"):
             query = f"SELECT count(*) FROM {table} WHERE merchant_id = $1"  # noqa: S608 - a table of ours
@@ -301,7 +278,7 @@ async def test_no_claim_of_an_erased_store_brings_a_contact_back(
 @pytest.mark.parametrize("buyer_id", ["buyer", "unknown-buyer"])
 async def test_late_webhooks_of_an_erased_store_are_ignored(client: Client, shop: Shop, buyer_id: str) -> None:
     await send(client, shop, mobile=mobile())
-    await erase(client, shop)
+    await erase_store(client, shop)
 
     assert await send(client, shop, buyer_id, mobile=mobile(), updated_at=at(NOW_MS - 1)) == "REDACTED"
     assert await send(client, shop, buyer_id, mobile=mobile(), updated_at=at(NOW_MS)) == "REDACTED"
@@ -313,7 +290,7 @@ async def test_an_erasure_waits_for_running_webhooks(client: Client, service: Se
     if known:
         await send(client, shop, mobile=mobile())
     if known == "bare":
-        assert (await erase(client, shop)).remaining == 0
+        assert (await erase_store(client, shop)).remaining == 0
     moment = at(NOW_MS + 1_000 if known == "bare" else NOW_MS - 1)
     late: dict[str, Any] = {"event_id": unique("event"), "mobile": mobile(), "updated_at": moment}
     async with superuser(service) as connection:
@@ -329,7 +306,7 @@ async def test_an_erasure_waits_for_running_webhooks(client: Client, service: Se
         )
         sending = asyncio.create_task(send(client, shop, **late))
         await until_locks_are_awaited(service.database_url, 1)
-        erasing = asyncio.create_task(erase(client, shop))
+        erasing = asyncio.create_task(erase_store(client, shop))
         await until_locks_are_awaited(service.database_url, 2)
         await blocking.rollback()
 
@@ -353,7 +330,7 @@ async def test_updates_dated_in_the_future_are_erased_for_good(client: Client, s
     """SHOPLINE's clock may be ahead."""
     ahead: dict[str, Any] = {"event_id": unique("event"), "mobile": mobile(), "updated_at": at(NOW_MS + 60_000)}
     await send(client, shop, **ahead)
-    await erase(client, shop)
+    await erase_store(client, shop)
 
     assert await send(client, shop, **ahead) == "REDACTED"
     customer = await customer_of(client, shop)
@@ -364,29 +341,33 @@ async def test_updates_dated_in_the_future_are_erased_for_good(client: Client, s
 async def test_a_repeated_erasure_has_no_effect(client: Client, service: Service, shop: Shop) -> None:
     await send(client, shop, mobile=mobile())
     await request_erasure(client, shop, event_id="e-1")
-    done = await erase(client, shop)
+    done = await erase_store(client, shop)
     customer, lines = await customer_of(client, shop), await audit(service, shop)
-    again = await erase(client, shop)
+    again = await erase_store(client, shop)
     replayed, older = await request_erasure(client, shop, event_id="e-1"), await request_erasure(client, shop)
 
     assert (done.erased, again.erased, again.remaining) == (1, 0, 0)
     assert again.erasure == done.erasure == replayed.erasure == older.erasure
-    assert (outcome(replayed), outcome(older)) == ("ALREADY_ERASED", "ALREADY_ERASED")
-    assert await listed(client, shop.merchant_id) == [done.erasure]
+    assert (erasure_outcome(replayed), erasure_outcome(older)) == ("ALREADY_ERASED", "ALREADY_ERASED")
+    assert await list_erasures(client, shop.merchant_id) == [done.erasure]
     assert (await customer_of(client, shop), await audit(service, shop)) == (customer, lines)
 
 
 async def test_a_store_is_erased_without_a_request_and_again_after_new_data(
     client: Client, service: Service, shop: Shop
 ) -> None:
-    empty = await erase(client, shop)
+    empty = await erase_store(client, shop)
     await send(client, shop, mobile=mobile(), updated_at=at(NOW_MS + 1_000))
-    second = await erase(client, shop)
+    second = await erase_store(client, shop)
     later = await request_erasure(client, shop, request_time=at(NOW_MS + 1))
 
     assert [(part.erased, part.remaining) for part in (empty, second)] == [(0, 0), (1, 0)]
-    assert outcome(later) == "REQUESTED"
-    assert [erasure.HasField("close_time") for erasure in await listed(client, shop.merchant_id)] == [False, True, True]
+    assert erasure_outcome(later) == "REQUESTED"
+    assert [erasure.HasField("close_time") for erasure in await list_erasures(client, shop.merchant_id)] == [
+        False,
+        True,
+        True,
+    ]
     assert [action for action, _, _ in await audit(service, shop)] == ["ERASE_STORE", "ERASE_STORE", "REDACT"]
 
 
@@ -399,11 +380,11 @@ async def test_a_large_store_is_erased_part_by_part(
         await send(client, shop, f"b-{number}", mobile=mobile())
     await send(client, await another_store(client, shop), "elsewhere", mobile=mobile())
     await request_erasure(client, shop)
-    first = await erase(client, shop)
-    [half] = await listed(client, shop.merchant_id)
-    async with another_server(service, admin_token) as (_, other):
-        second = await erase(other, shop)
-    third = await erase(client, shop)
+    first = await erase_store(client, shop)
+    [half] = await list_erasures(client, shop.merchant_id)
+    async with running_server(service.database_url, admin_token) as (_, other):
+        second = await erase_store(other, shop)
+    third = await erase_store(client, shop)
 
     assert [(part.erased, part.remaining) for part in (first, second, third)] == [(4, 5), (4, 1), (1, 0)]
     assert half.begin_time == at(NOW_MS)
@@ -421,13 +402,13 @@ async def test_concurrent_erasures_redact_each_customer_once(
     for number in range(20):
         await send(client, shop, f"b-{number:02}", mobile=mobile())
     await request_erasure(client, shop)
-    async with another_server(service, admin_token) as (_, other):
+    async with running_server(service.database_url, admin_token) as (_, other):
         await asyncio.gather(
-            *(erase(each, shop) for each in (client, other) for _ in range(3)),
+            *(erase_store(each, shop) for each in (client, other) for _ in range(3)),
             *(send(client, shop, f"b-{number:02}", mobile=mobile()) for number in range(20)),
         )
 
-    assert (await erase(client, shop)).remaining == 0
+    assert (await erase_store(client, shop)).remaining == 0
     assert len([line for line in await audit(service, shop) if line[0] == "REDACT"]) == 20
     async with superuser(service) as connection:
         query = "SELECT count(*) FROM customer_identifiers WHERE merchant_id = $1"
@@ -438,28 +419,28 @@ async def test_quarantined_bodies_of_the_store_are_erased(client: Client, servic
     other = await another_store(client, shop)
     await send(client, shop, "17", mobile=mobile())
     gone = [
-        await quarantine(client, other, b'{"id": "17", "phone": "1"}'),
-        await quarantine(client, shop, b'{"id": "unknown", "phone": "1"}'),
-        await quarantine(client, shop, b"no JSON of a customer", "customers/create"),
-        await quarantine(client, shop, b'{"id": 18, "phone": "1"}', "app_memberSystem_points/challenged"),
-        await quarantine(
+        await quarantine_webhook(client, other, b'{"id": "17", "phone": "1"}'),
+        await quarantine_webhook(client, shop, b'{"id": "unknown", "phone": "1"}'),
+        await quarantine_webhook(client, shop, b"no JSON of a customer", "customers/create"),
+        await quarantine_webhook(client, shop, b'{"id": 18, "phone": "1"}', "app_memberSystem_points/challenged"),
+        await quarantine_webhook(
             client, other, f'{{"customer": {{"id": "19"}}, "shop_id": "{shop.store_id}"}}'.encode(), "customers/redact"
         ),
-        await quarantine(client, shop, b'{"id": "21", "phone": "1"}', ""),
-        await quarantine(client, shop, b"no JSON of no topic", ""),
-        await quarantine(client, shop, '{"id": "\u00e9", "email": "a@example.com"}'.encode(), ""),
+        await quarantine_webhook(client, shop, b'{"id": "21", "phone": "1"}', ""),
+        await quarantine_webhook(client, shop, b"no JSON of no topic", ""),
+        await quarantine_webhook(client, shop, '{"id": "\u00e9", "email": "a@example.com"}'.encode(), ""),
     ]
     stored = [
-        await quarantine(client, other, b'{"id": "20", "phone": "1"}'),
-        await quarantine(client, other, b"no JSON of another customer"),
-        await quarantine(
+        await quarantine_webhook(client, other, b'{"id": "20", "phone": "1"}'),
+        await quarantine_webhook(client, other, b"no JSON of another customer"),
+        await quarantine_webhook(
             client, shop, b'{"buyer_id": "17", "updated_value": "x"}', "app_memberSystem_points/challenged"
         ),
-        await quarantine(client, shop, b"no JSON of points", "app_memberSystem_points/challenged"),
-        await quarantine(client, shop, f'{{"store_id": "{shop.store_id}", "buyer_id": "17"}}'.encode(), ""),
-        await quarantine(client, other, b"no JSON of no topic of another store", ""),
+        await quarantine_webhook(client, shop, b"no JSON of points", "app_memberSystem_points/challenged"),
+        await quarantine_webhook(client, shop, f'{{"store_id": "{shop.store_id}", "buyer_id": "17"}}'.encode(), ""),
+        await quarantine_webhook(client, other, b"no JSON of no topic of another store", ""),
     ]
-    assert (await erase(client, shop)).remaining == 0
+    assert (await erase_store(client, shop)).remaining == 0
 
     assert [await is_erased(client, shop, quarantine_id) for quarantine_id in gone] == [True] * len(gone)
     assert [await is_erased(client, shop, quarantine_id) for quarantine_id in stored] == [False] * len(stored)
@@ -480,19 +461,19 @@ async def test_a_newer_request_restarts_an_erasure_that_has_begun(
     for number in range(3):
         await send(client, shop, f"b-{number}", mobile=mobile())
     await request_erasure(client, shop)
-    assert (await erase(client, shop)).remaining == 1
+    assert (await erase_store(client, shop)).remaining == 1
     assert await send(client, shop, "b-0", mobile=mobile(), updated_at=at(NOW_MS + 1_000)) == "APPLIED"
     older, newer = (
         await request_erasure(client, shop),
         await request_erasure(client, shop, request_time=at(NOW_MS + 2_000)),
     )
-    while (await erase(client, shop)).remaining:
+    while (await erase_store(client, shop)).remaining:
         pass
 
-    assert (outcome(older), outcome(newer)) == ("ALREADY_REQUESTED", "ALREADY_REQUESTED")
+    assert (erasure_outcome(older), erasure_outcome(newer)) == ("ALREADY_REQUESTED", "ALREADY_REQUESTED")
     customers = [await customer_of(client, shop, f"b-{number}") for number in range(3)]
     assert [customer and customer.mobile for customer in customers] == ["", "", ""]
-    assert len(await listed(client, shop.merchant_id)) == 1
+    assert len(await list_erasures(client, shop.merchant_id)) == 1
 
 
 async def test_many_quarantined_bodies_are_erased_part_by_part(
@@ -501,24 +482,24 @@ async def test_many_quarantined_bodies_are_erased_part_by_part(
     monkeypatch.setattr(erasures_module, "BATCH_WEBHOOKS", 2)
     monkeypatch.setattr(erasures_module, "BATCHES_MAX", 1)
     for number in range(5):
-        await quarantine(client, shop, b'{"id": "x", "n": %d}' % number)
+        await quarantine_webhook(client, shop, b'{"id": "x", "n": %d}' % number)
 
-    assert [(await erase(client, shop)).remaining for _ in range(4)] == [3, 1, 0, 0]
+    assert [(await erase_store(client, shop)).remaining for _ in range(4)] == [3, 1, 0, 0]
 
 
 async def test_without_a_code_key_nothing_is_erased(service: Service, admin_token: str, shop: Shop) -> None:
     """The request is still recorded."""
-    async with another_server(service, admin_token, code_keys={}) as (_, client):
-        assert (await refused(erase(client, shop))).reason == "KEY_NOT_CONFIGURED"
+    async with running_server(service.database_url, admin_token, code_keys={}) as (_, client):
+        assert (await refused(erase_store(client, shop))).reason == "KEY_NOT_CONFIGURED"
         await send(client, shop, mobile=mobile())
-        assert outcome(await request_erasure(client, shop)) == "REQUESTED"
-        error = await refused(erase(client, shop))
+        assert erasure_outcome(await request_erasure(client, shop)) == "REQUESTED"
+        error = await refused(erase_store(client, shop))
 
     assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "KEY_NOT_CONFIGURED")
     customer = await customer_of(service.client, shop)
     assert customer is not None
     assert customer.mobile
-    assert not (await listed(service.client, shop.merchant_id))[0].HasField("begin_time")
+    assert not (await list_erasures(service.client, shop.merchant_id))[0].HasField("begin_time")
 
 
 async def test_an_erasure_ends_open_codes(client: Client, service: Service, shop: Shop) -> None:
@@ -526,7 +507,7 @@ async def test_an_erasure_ends_open_codes(client: Client, service: Service, shop
     await earn(client, shop, 500)
     await send(client, shop, mobile=mobile())
     challenge_id, code = await issue_and_read_code(service, shop)
-    await erase(client, shop)
+    await erase_store(client, shop)
 
     assert not await guess_code(client, shop, code, challenge_id=challenge_id)
 
@@ -535,10 +516,10 @@ async def test_open_requests_are_listed_first(client: Client, shop: Shop) -> Non
     stores = [shop, *[await another_store(client, shop) for _ in range(4)]]
     for number, each in enumerate(stores):
         await request_erasure(client, each, request_time=at(REQUEST_MS - number * 1_000))
-    await erase(client, stores[0])
-    await erase(client, stores[2])
-    of_merchant = [erasure.store_id for erasure in await listed(client, shop.merchant_id, page_size=2)]
-    of_all = await listed(client, "", page_size=3)
+    await erase_store(client, stores[0])
+    await erase_store(client, stores[2])
+    of_merchant = [erasure.store_id for erasure in await list_erasures(client, shop.merchant_id, page_size=2)]
+    of_all = await list_erasures(client, "", page_size=3)
 
     assert of_merchant[:3] == [stores[number].store_id for number in (4, 3, 1)]
     assert set(of_merchant[3:]) == {stores[0].store_id, stores[2].store_id}
@@ -551,8 +532,8 @@ async def test_open_requests_are_listed_first(client: Client, shop: Shop) -> Non
 async def test_scopes_of_requesting_listing_and_erasing(service: Service, shop: Shop) -> None:
     calls: dict[Scope, Any] = {
         Scope.WEBHOOKS: request_erasure,
-        Scope.STORES: lambda client, shop: listed(client, shop.merchant_id),
-        Scope.ADMIN: erase,
+        Scope.STORES: lambda client, shop: list_erasures(client, shop.merchant_id),
+        Scope.ADMIN: erase_store,
     }
     for scope in calls:
         own = Client(service.server.port, await make_token(service.database_url, [shop.merchant_id], [scope]))
@@ -562,7 +543,7 @@ async def test_scopes_of_requesting_listing_and_erasing(service: Service, shop: 
             else:
                 assert (await refused(call(own, shop))).reason == "SCOPE_MISSING"
         if scope is Scope.STORES:
-            assert (await refused(listed(own, ""))).reason == "MERCHANT_FORBIDDEN"
+            assert (await refused(list_erasures(own, ""))).reason == "MERCHANT_FORBIDDEN"
         await own.close()
 
 
@@ -572,7 +553,7 @@ async def test_metrics_and_the_log_show_open_and_overdue_requests(
     await erase_all_open(service.client)
     await request_erasure(service.client, shop)
     clock = TestClock()
-    async with another_server(service, admin_token, clock) as (server, client):
+    async with running_server(service.database_url, admin_token, clock=clock) as (server, client):
         await until(lambda: gauges(server) == {"open": 1, "overdue": 0})
         other = await another_store(client, shop)
         await request_erasure(client, other)
@@ -583,16 +564,16 @@ async def test_metrics_and_the_log_show_open_and_overdue_requests(
         assert gauges(server) == {"open": 2, "overdue": 2}
         assert '"level": "error"' in written.getvalue()
         assert '"count": 2' in written.getvalue()
-        await erase(client, shop)
-        await erase(client, other)
+        await erase_store(client, shop)
+        await erase_store(client, other)
         assert gauges(server) == {"open": 0, "overdue": 0}
 
 
 async def erase_all_open(client: Client) -> None:
     """Erase every store whose request other tests of this file have left open."""
-    for erasure in await listed(client, ""):
+    for erasure in await list_erasures(client, ""):
         if not erasure.HasField("close_time"):
-            await erase(client, Shop(erasure.merchant_id, erasure.store_id))
+            await erase_store(client, Shop(erasure.merchant_id, erasure.store_id))
 
 
 async def test_no_personal_data_is_logged(client: Client, shop: Shop) -> None:
@@ -600,7 +581,7 @@ async def test_no_personal_data_is_logged(client: Client, shop: Shop) -> None:
     await send(client, shop, "private-buyer", mobile=number)
     with json_logs(erasures_module, servicer_module) as written:
         await request_erasure(client, shop)
-        await erase(client, shop)
+        await erase_store(client, shop)
 
     assert written.getvalue().count("audit: store era") == 2
     assert "private-buyer" not in written.getvalue()

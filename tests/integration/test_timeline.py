@@ -8,10 +8,15 @@ import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code
-from support.harness import NOW_MS, Client, Service, Shop, at, refused, unique
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse, validate_request
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
 from support.statements import recorded_statements
+from support.unique_names import unique
 
 Entry = redemption_pb2.TimelineEntry
 

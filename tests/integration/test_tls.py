@@ -22,7 +22,10 @@ from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.rpc import tls
 from pointbook_server.server import Server
 from support.certificates import Authority, Issued, handshake, old_context, replace, serial_of, served_serial
-from support.harness import Client, Service, make_token, refusal, server_settings
+from support.clients import Client
+from support.refusals import refusal
+from support.servers import Service, server_settings
+from support.tokens import make_token
 from support.waiting import until
 
 AUTHORITY = Authority()

@@ -20,8 +20,12 @@ from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
+from support.clients import Client
+from support.clocks import TestClock
 from support.database_proxy import proxied
-from support.harness import Client, Outbox, TestClock, make_token, server_settings
+from support.outbox import Outbox
+from support.servers import server_settings
+from support.tokens import make_token, revoke_token
 from support.waiting import until
 
 NOW_MS = 1_780_000_000_000
@@ -92,13 +96,6 @@ async def code_of(call: Any) -> str:
     return "OK"
 
 
-async def revoke(database_url: str, bearer: str) -> None:
-    """Revoke a token, as an operator does from another process."""
-    database = Database(database_url, pool_size=1)
-    assert await TokenTransactions(database).revoke(split_bearer(bearer)[0], NOW_MS)
-    await database.dispose()
-
-
 async def test_a_revoked_token_is_refused_while_calls_use_all_connections(database_url: str, bearer: str) -> None:
     server = Server(
         server_settings(database_pool_size=1), database_url, senders={Channel.SMS: Outbox()}, clock=TestClock()
@@ -109,7 +106,7 @@ async def test_a_revoked_token_is_refused_while_calls_use_all_connections(databa
     await client.access.GetCallerAccess(request)
 
     async with server._database.autocommit():
-        await revoke(database_url, bearer)
+        await revoke_token(database_url, bearer)
         codes: set[str] = set()
 
         async def is_refused() -> bool:

@@ -20,7 +20,13 @@ from pointbook_server.db.database import Connection, Database
 from pointbook_server.errors import PointbookError, Reason
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
-from support.harness import NOW_MS, Client, Outbox, TestClock, make_token, refused, server_settings, unique
+from support.clients import Client
+from support.clocks import NOW_MS, TestClock
+from support.outbox import Outbox
+from support.refusals import refused
+from support.servers import server_settings
+from support.tokens import make_token
+from support.unique_names import unique
 from support.waiting import until
 
 

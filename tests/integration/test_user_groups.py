@@ -19,7 +19,11 @@ from pointbook_server.validation_codes.transactions import ValidationCodeTransac
 from pointbook_server.webhooks.encryption import PayloadCipher
 from pointbook_server.webhooks.model import Capacity, QuarantineLimits
 from pointbook_server.webhooks.transactions import QuarantineTransactions
-from support.harness import Client, Service, Shop, refused, unique
+from support.clients import Client
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 NAMES = ("ada", "bob", "cyd", "dan")
 
@@ -62,18 +66,20 @@ def defaults(shop: Shop, *members: str, group_id: str) -> customers_pb2.UserGrou
     return made
 
 
-async def put(client: Client, groups: customers_pb2.UserGroup, etag: str = "") -> customers_pb2.PutUserGroupResponse:
+async def put_group(
+    client: Client, groups: customers_pb2.UserGroup, etag: str = ""
+) -> customers_pb2.PutUserGroupResponse:
     """Put a group."""
     return await client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest(user_group=groups, etag=etag))
 
 
-async def get(client: Client, shop: Shop, group_id: str = "g") -> customers_pb2.GetUserGroupResponse:
+async def get_group(client: Client, shop: Shop, group_id: str = "g") -> customers_pb2.GetUserGroupResponse:
     """Return a group."""
     request = customers_pb2.GetUserGroupRequest(merchant_id=shop.merchant_id, group_id=group_id)
     return await client.customers.GetUserGroup(request)
 
 
-async def delete(client: Client, shop: Shop, group_id: str = "g", etag: str = "") -> None:
+async def delete_group(client: Client, shop: Shop, group_id: str = "g", etag: str = "") -> None:
     """Delete a group."""
     request = customers_pb2.DeleteUserGroupRequest(merchant_id=shop.merchant_id, group_id=group_id, etag=etag)
     await client.customers.DeleteUserGroup(request)
@@ -85,22 +91,22 @@ async def test_put_and_get_return_every_field_of_a_group(client: Client, people:
     full.members[1].blocked = True
     full.members[0].is_default = True
 
-    first = await put(client, full)
-    stored = await get(client, people)
-    second = await put(client, group(people, "ada", "cyd"), first.etag)
+    first = await put_group(client, full)
+    stored = await get_group(client, people)
+    second = await put_group(client, group(people, "ada", "cyd"), first.etag)
 
     assert full == first.user_group == stored.user_group
     assert first.etag == stored.etag != second.etag
-    assert (await get(client, people)).user_group == group(people, "ada", "cyd")
+    assert (await get_group(client, people)).user_group == group(people, "ada", "cyd")
 
 
 async def test_the_primary_member_never_changes(client: Client, people: Shop) -> None:
     """Two groups share neither the primary member nor the external id."""
-    await put(client, group(people, "ada", "bob", external_id="family-1"))
+    await put_group(client, group(people, "ada", "bob", external_id="family-1"))
 
-    changed = await refused(put(client, group(people, "bob", "ada")))
+    changed = await refused(put_group(client, group(people, "bob", "ada")))
     same = group(people, "ada", "cyd", group_id="h", external_id="family-1")
-    taken = await refused(put(client, same))
+    taken = await refused(put_group(client, same))
 
     assert (changed.reason, set(changed.fields)) == ("INVALID_FIELDS", {"user_group.primary_customer_id"})
     assert (taken.code, taken.reason) == (grpc.StatusCode.ALREADY_EXISTS, "IDENTIFIER_TAKEN")
@@ -108,72 +114,72 @@ async def test_the_primary_member_never_changes(client: Client, people: Shop) ->
 
 
 async def test_only_the_conflicting_fields_of_a_group_are_named(client: Client, people: Shop) -> None:
-    await put(client, group(people, "ada", "bob"))
+    await put_group(client, group(people, "ada", "bob"))
 
-    taken = await refused(put(client, group(people, "ada", "cyd", group_id="h")))
+    taken = await refused(put_group(client, group(people, "ada", "cyd", group_id="h")))
 
     assert set(taken.fields) == {"user_group.primary_customer_id"}
     assert taken.metadata == {"identifier": "user_group.primary_customer_id"}
 
 
 async def test_stale_etags_and_unknown_groups_are_refused(client: Client, people: Shop) -> None:
-    assert (await refused(put(client, group(people, "ada"), "1"))).reason == "STALE_ETAG"
-    first = await put(client, group(people, "ada"), "0")
-    second = await put(client, group(people, "ada", "bob"))
+    assert (await refused(put_group(client, group(people, "ada"), "1"))).reason == "STALE_ETAG"
+    first = await put_group(client, group(people, "ada"), "0")
+    second = await put_group(client, group(people, "ada", "bob"))
 
-    assert (await refused(put(client, group(people, "ada"), first.etag))).reason == "STALE_ETAG"
-    assert (await refused(delete(client, people, etag=first.etag))).reason == "STALE_ETAG"
-    await delete(client, people, etag=second.etag)
-    for call in (get(client, people), delete(client, people)):
+    assert (await refused(put_group(client, group(people, "ada"), first.etag))).reason == "STALE_ETAG"
+    assert (await refused(delete_group(client, people, etag=first.etag))).reason == "STALE_ETAG"
+    await delete_group(client, people, etag=second.etag)
+    for call in (get_group(client, people), delete_group(client, people)):
         error = await refused(call)
         assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "GROUP_NOT_FOUND")
         assert error.metadata == {"group_id": "g"}
 
 
 async def test_the_etag_of_a_deleted_group_does_not_match_its_successor(client: Client, people: Shop) -> None:
-    gone = await put(client, group(people, "ada", "bob"))
-    await delete(client, people)
-    await put(client, group(people, "ada", "cyd"))
+    gone = await put_group(client, group(people, "ada", "bob"))
+    await delete_group(client, people)
+    await put_group(client, group(people, "ada", "cyd"))
 
-    assert (await refused(put(client, group(people, "ada", "bob"), gone.etag))).reason == "STALE_ETAG"
-    assert (await refused(delete(client, people, etag=gone.etag))).reason == "STALE_ETAG"
-    assert (await get(client, people)).user_group == group(people, "ada", "cyd")
+    assert (await refused(put_group(client, group(people, "ada", "bob"), gone.etag))).reason == "STALE_ETAG"
+    assert (await refused(delete_group(client, people, etag=gone.etag))).reason == "STALE_ETAG"
+    assert (await get_group(client, people)).user_group == group(people, "ada", "cyd")
 
 
 async def test_members_must_be_customers_of_the_merchant(client: Client, people: Shop) -> None:
-    error = await refused(put(client, group(people, "ada", "unknown")))
+    error = await refused(put_group(client, group(people, "ada", "unknown")))
 
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "CUSTOMER_NOT_FOUND")
     assert error.metadata == {"field": "user_group.members[1].customer_id"}
     other = Shop(unique("merchant"), "s")
-    assert (await refused(put(client, group(other, "ada")))).reason == "CUSTOMER_NOT_FOUND"
+    assert (await refused(put_group(client, group(other, "ada")))).reason == "CUSTOMER_NOT_FOUND"
 
 
 async def test_every_invalid_field_of_a_group_is_named_at_once(client: Client, people: Shop) -> None:
     nothing = await refused(client.customers.PutUserGroup(customers_pb2.PutUserGroupRequest()))
     wrong = group(people, "ada", "ada", "b b", external_id="x y", primary_customer_id="bob")
-    error = await refused(put(client, wrong))
-    many = await refused(put(client, group(people, *(f"c{n}" for n in range(101)))))
-    without = await refused(put(client, group(people, "ada", "bob", primary_customer_id="cyd")))
+    error = await refused(put_group(client, wrong))
+    many = await refused(put_group(client, group(people, *(f"c{n}" for n in range(101)))))
+    without = await refused(put_group(client, group(people, "ada", "bob", primary_customer_id="cyd")))
 
     names = {"user_group", "user_group.merchant_id", "user_group.group_id"}
     assert set(nothing.fields) == names | {"user_group.primary_customer_id", "user_group.members"}
     assert set(error.fields) == {"user_group.external_id", "user_group.members", "user_group.members[2].customer_id"}
     assert many.fields == {"user_group.members": "must have at most 100 items"}
     assert without.fields == {"user_group.members": "must include the primary member"}
-    assert set((await refused(get(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
-    assert set((await refused(delete(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
+    assert set((await refused(get_group(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
+    assert set((await refused(delete_group(client, Shop("", ""), ""))).fields) == {"merchant_id", "group_id"}
 
 
 async def test_a_customer_has_one_default_group(client: Client, people: Shop) -> None:
     """A new default group clears the mark of the former one, and changes its etag."""
-    first = await put(client, defaults(people, "ada", "bob", group_id="g"))
-    await put(client, defaults(people, "bob", "cyd", group_id="h"))
+    first = await put_group(client, defaults(people, "ada", "bob", group_id="g"))
+    await put_group(client, defaults(people, "bob", "cyd", group_id="h"))
 
-    former = await get(client, people, "g")
+    former = await get_group(client, people, "g")
     assert [member.is_default for member in former.user_group.members] == [True, False]
     assert former.etag != first.etag
-    assert [member.is_default for member in (await get(client, people, "h")).user_group.members] == [True, True]
+    assert [member.is_default for member in (await get_group(client, people, "h")).user_group.members] == [True, True]
 
 
 async def test_concurrent_puts_leave_one_default_group_per_customer(client: Client, people: Shop) -> None:
@@ -182,19 +188,19 @@ async def test_concurrent_puts_leave_one_default_group_per_customer(client: Clie
         defaults(people, "bob", "cyd", group_id="g2"),
         defaults(people, "cyd", "ada", group_id="g3"),
     ]
-    await asyncio.gather(*(put(client, made) for made in groups * 8))
+    await asyncio.gather(*(put_group(client, made) for made in groups * 8))
 
-    stored = [(await get(client, people, made.group_id)).user_group for made in groups]
+    stored = [(await get_group(client, people, made.group_id)).user_group for made in groups]
     marked = [member.customer_id for made in stored for member in made.members if member.is_default]
     assert sorted(marked) == ["ada", "bob", "cyd"]
 
 
 async def test_one_of_several_concurrent_puts_gets_an_external_id(client: Client, people: Shop) -> None:
     groups = [group(people, name, group_id=f"g-{name}", external_id="one") for name in NAMES]
-    answers = await asyncio.gather(*(put(client, made) for made in groups), return_exceptions=True)
+    answers = await asyncio.gather(*(put_group(client, made) for made in groups), return_exceptions=True)
     same = [group(people, "ada", group_id=f"same-{n}") for n in range(8)]
-    await asyncio.gather(*(delete(client, people, made.group_id) for made in groups), return_exceptions=True)
-    again = await asyncio.gather(*(put(client, made) for made in same), return_exceptions=True)
+    await asyncio.gather(*(delete_group(client, people, made.group_id) for made in groups), return_exceptions=True)
+    again = await asyncio.gather(*(put_group(client, made) for made in same), return_exceptions=True)
 
     for outcomes in (answers, again):
         errors = [answer.code() for answer in outcomes if isinstance(answer, grpc.aio.AioRpcError)]
@@ -205,9 +211,9 @@ async def test_concurrent_puts_and_deletes_of_one_group_never_fail_internally(cl
     async def some(number: int) -> str:
         try:
             if number % 3 == 0:
-                await delete(client, people)
+                await delete_group(client, people)
             else:
-                await put(client, group(people, "ada", NAMES[1 + number % 3]))
+                await put_group(client, group(people, "ada", NAMES[1 + number % 3]))
         except grpc.aio.AioRpcError as error:
             return error.code().name
         return "OK"
@@ -220,7 +226,7 @@ async def test_a_redemption_finds_a_group_in_one_statement(
 ) -> None:
     made = group(people, "ada", "bob", "dan", external_id="family-1")
     made.members[1].blocked = made.members[1].is_default = True
-    await put(client, made)
+    await put_group(client, made)
     statements: list[str] = []
     fetch_one = Connection.fetch_one
 

@@ -22,10 +22,15 @@ from pointbook_server.validation_codes import service as codes_module
 from pointbook_server.validation_codes.commands import RecordDeliveryCommand
 from pointbook_server.validation_codes.key_ring import KeyRing
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
+from support.clients import Client
 from support.codes import CODE_SETTINGS, WRONG_CODE, issue_and_read_code, issue_code
-from support.harness import CODE_KEY, Client, Outbox, Service, Shop, refused, server_settings, unique
 from support.json_logs import json_logs
+from support.outbox import Outbox
 from support.redemption import customer_ref, validate_request
+from support.refusals import refused
+from support.servers import CODE_KEY, Service, server_settings
+from support.shops import Shop
+from support.unique_names import unique
 from support.waiting import until
 
 SMS = redemption_pb2.VALIDATION_TYPE_SMS

@@ -10,10 +10,16 @@ import pytest
 from pointbook.v1 import customers_pb2, identity_pb2, redemption_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.access.rules import split_bearer
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code
-from support.harness import NOW_MS, Client, Service, Shop, at, make_token, refused, unique
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
+from support.refusals import refused
+from support.servers import Service
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 ACTIONS = redemption_pb2.ValidationAction
 
@@ -203,7 +209,7 @@ async def guess_locked(service: Service, shop: Shop, challenge_id: str, count: i
     assert not any(await asyncio.gather(*guesses))
 
 
-async def count_rows(service: Service, shop: Shop) -> int:
+async def count_audit_rows(service: Service, shop: Shop) -> int:
     """Return the number of rows of a merchant's audit."""
     async with superuser(service) as connection:
         query = "SELECT count(*) FROM validation_audit WHERE merchant_id = $1"
@@ -214,12 +220,12 @@ async def test_guesses_of_a_locked_challenge_are_one_event_with_a_count(
     service: Service, client: Client, shop: Shop
 ) -> None:
     challenge_id = await lock_challenge(service, shop)
-    before = await count_rows(service, shop)
+    before = await count_audit_rows(service, shop)
     await guess_locked(service, shop, challenge_id, 100)
     service.clock.move(60)
     await guess_locked(service, shop, challenge_id, 100)
 
-    assert await count_rows(service, shop) == before + 1
+    assert await count_audit_rows(service, shop) == before + 1
     event = (await read_page(client, shop)).events[0]
     assert (event.outcome, event.count, event.challenge_id) == ("LOCKED", 200, challenge_id)
     assert (event.time, event.last_time) == (at(NOW_MS), at(NOW_MS + 60_000))
@@ -249,7 +255,7 @@ async def test_repeated_refusals_add_no_rows(service: Service, client: Client, s
     await earn(client, shop, 500, "other")
     for points in (90, 100):
         await issue_code(client, shop, points)
-    before = await count_rows(service, shop)
+    before = await count_audit_rows(service, shop)
     for number in range(30):
         await issue_code(client, shop, 100)
         assert (
@@ -260,14 +266,14 @@ async def test_repeated_refusals_add_no_rows(service: Service, client: Client, s
     for _ in range(30):
         assert not await guess_code(client, shop, code, challenge_id=challenge_id)
 
-    assert await count_rows(service, shop) == before + 4
+    assert await count_audit_rows(service, shop) == before + 4
     counts = {each.outcome: each.count for each in (await read_page(client, shop)).events if each.count > 1}
     assert counts == {"HELD": 30, "SEND_LIMIT_REACHED": 30, "EXPIRED": 30}
 
 
 async def test_guesses_for_invented_buyers_add_no_rows(service: Service, client: Client, shop: Shop) -> None:
     """A buyer without an account or a customer record cannot have been sent a code."""
-    before = await count_rows(service, shop)
+    before = await count_audit_rows(service, shop)
     for number in range(20):
         request = validate_request(
             shop, 100, customer=customer_ref(shop, f"invented-{number}"), validation_code=WRONG_CODE
@@ -275,7 +281,7 @@ async def test_guesses_for_invented_buyers_add_no_rows(service: Service, client:
         answer = await client.redemption.ValidateRedemption(request)
         assert 808 in [found.code for found in answer.violations]
 
-    assert await count_rows(service, shop) == before
+    assert await count_audit_rows(service, shop) == before
 
 
 async def test_unknown_customer_is_not_found(client: Client, shop: Shop) -> None:

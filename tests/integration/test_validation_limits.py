@@ -12,10 +12,14 @@ from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from pointbook_server.validation_codes import rate_limits
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code, read_audit
-from support.harness import NOW_MS, Client, Service, Shop, refused, server_settings
-from support.points import superuser
+from support.connections import superuser
 from support.redemption import customer_ref, earn, validate_request
+from support.refusals import refused
+from support.servers import Service, server_settings
+from support.shops import Shop
 
 MOBILE, EMAIL = "+8613812345678", "buyer@example.com"
 MINUTE, HOUR, DAY = 60, 3_600, 86_400

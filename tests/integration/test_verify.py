@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -12,8 +11,12 @@ from pointbook.v1 import points_pb2
 from pointbook_server.db.database import Database
 from pointbook_server.ledger.verification import Mismatch
 from pointbook_server.ledger.verifier import LedgerVerifier, MerchantAccountKey, VerificationScope, VerificationSize
-from support.harness import NOW_MS, Client, Service, Shop, at, unique
-from support.points import DECREASE, INCREASE, send, unvoid, void
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.points import DECREASE, INCREASE, apply_batch, unvoid_entries, void_entries
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 START_MS = NOW_MS - 10_000_000
 STEP_MS = 1_000
@@ -56,14 +59,6 @@ class Report:
             row, colon, column = mismatch.name.rpartition(": ")
             columns.add(f"{row.split()[0]} {column}" if colon else mismatch.name)
         return columns
-
-
-@pytest.fixture
-async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool as the command uses it."""
-    pool = Database(service.database_url, pool_size=1)
-    yield pool
-    await pool.dispose()
 
 
 async def verify(database: Database, shop: Shop) -> Report:
@@ -113,8 +108,8 @@ async def many_lots(client: Client, shop: Shop) -> Shop:
             updated_at=at(START_MS + (LOTS + 1) * STEP_MS),
         )
     )
-    await send(client, *updates)
-    await void(client, shop, f"{run}-void")
+    await apply_batch(client, *updates)
+    await void_entries(client, shop, f"{run}-void")
     return shop
 
 
@@ -233,7 +228,7 @@ async def test_entries_without_an_account_are_a_mismatch(database: Database, ser
 
 
 async def test_a_stored_refusal_is_not_an_entry(client: Client, database: Database, shop: Shop) -> None:
-    await send(client, shop.update(update_type=DECREASE, points_balance=None))
+    await apply_batch(client, shop.update(update_type=DECREASE, points_balance=None))
 
     assert await verify(database, shop) == Report(VerificationSize(0, 0))
 
@@ -265,12 +260,12 @@ async def stir(client: Client, shop: Shop, random_state: int) -> None:
     rng = random.Random(random_state)  # noqa: S311 - not for security
     updates = random_updates(shop, 600, rng)
     for start in range(0, len(updates), 40):
-        await send(client, *updates[start : start + 40])
+        await apply_batch(client, *updates[start : start + 40])
         known = [update.event_id for update in updates[:start] if update.HasField("points_balance")]
         if known:
             ids = rng.sample(known, min(5, len(known)))
-            await void(client, shop, *ids)
-            await unvoid(client, shop, *ids[:2])
+            await void_entries(client, shop, *ids)
+            await unvoid_entries(client, shop, *ids[:2])
 
 
 @pytest.mark.parametrize("random_state", range(4))
@@ -298,7 +293,7 @@ async def test_a_ledger_is_verified_while_it_is_written(client: Client, database
 
 
 async def test_only_the_given_accounts_are_verified(client: Client, database: Database, shop: Shop) -> None:
-    await send(client, *(shop.update(f"buyer-{n}", points_balance=20) for n in range(3)))
+    await apply_batch(client, *(shop.update(f"buyer-{n}", points_balance=20) for n in range(3)))
     scopes = [
         VerificationScope(shop.merchant_id),
         VerificationScope(shop.merchant_id, shop.store_id, "buyer-1"),

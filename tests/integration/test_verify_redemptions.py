@@ -1,26 +1,18 @@
 """Verification of redemptions against accounts, entries and their own sums."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from pointbook_server.db.database import Database
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
-from support.harness import NOW_MS, Service, Shop
-from support.points import superuser
+from support.clocks import NOW_MS
+from support.connections import superuser
 from support.redemption import booking, customer_ref, earn, redeem, redeem_request, reverse
+from support.servers import Service
+from support.shops import Shop
 
 DEFAULT_WINDOW_MS = 72 * 3_600_000
 OPEN, BOOKED, PART = "points = 30", "points = 20", "points = 10"
 """Which redemption is open, which one SHOPLINE booked, and which one was given back in part."""
-
-
-@pytest.fixture
-async def database(service: Service) -> AsyncIterator[Database]:
-    """Open a database as the command does."""
-    pool = Database(service.database_url, pool_size=1)
-    yield pool
-    await pool.dispose()
 
 
 @pytest.fixture

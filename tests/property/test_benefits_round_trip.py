@@ -14,9 +14,10 @@ from pointbook_cli.benefits_file import read_level
 from pointbook_cli.benefits_import import BenefitsImportOptions, ItemResult, LevelBenefits, import_item
 from pointbook_server.benefits.messages import ENUM_NAMES
 from pointbook_server.benefits.model import MembershipType
-from support.benefits import FIELDS, answer, exported
+from support.benefits import FIELDS, export_benefits, level_response
 from support.examples import examples
-from support.harness import Service, unique
+from support.servers import Service
+from support.unique_names import unique
 
 NUMBERS = st.one_of(
     st.integers(1, 12),
@@ -70,17 +71,17 @@ async def test_a_repeated_import_changes_nothing(
         request = benefits_pb2.ListBenefitsRequest(merchant_id=plan.merchant_id)
         return list((await service.client.benefits.ListBenefits(request)).benefits)
 
-    first = await imported(json.dumps(answer(*infos)))
+    first = await imported(json.dumps(level_response(*infos)))
     stored = await listed()
     assert set(first) <= {"created", "refused"}
     assert first.count("created") == len(stored)
 
     expected = ["unchanged" if what == "created" else "refused" for what in first]
-    assert await imported(json.dumps(answer(*infos))) == expected
+    assert await imported(json.dumps(level_response(*infos))) == expected
 
     places = {int(benefit.benefit_id.rpartition(":")[2]): benefit for benefit in stored}
-    back = json.loads(exported([places.get(n + 1, benefits_pb2.Benefit()) for n in range(len(infos))]))
+    back = json.loads(export_benefits([places.get(n + 1, benefits_pb2.Benefit()) for n in range(len(infos))]))
     infos_back = back["data"]["benefitsOfMembership"]["benefitsInfo"]
     items = [infos_back[n] if n + 1 in places else None for n in range(len(infos))]
-    assert await imported(json.dumps(answer(*items))) == expected
+    assert await imported(json.dumps(level_response(*items))) == expected
     assert await listed() == stored

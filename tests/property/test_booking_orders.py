@@ -1,18 +1,20 @@
 """Decreases and redemptions count once, in any order and with repetitions."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointbook.v1 import points_pb2, redemption_pb2
 from pointbook_server.db.database import Database
 from pointbook_server.redemption.verifier import RedemptionMismatch, RedemptionVerifier
+from support.clocks import NOW_MS
 from support.examples import examples
-from support.harness import NOW_MS, Service, Shop, unique
 from support.redemption import SETTLED, UNSETTLED, account_points, booking, earn, get_redemption, redeem, redeem_request
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 EXAMPLES = settings(
     max_examples=examples(40),
@@ -23,14 +25,6 @@ LEAD_MS = 600_000
 STEP_MS = 10_000
 """How much time passes between two things at most: all of them happen inside the lead."""
 SIZES = st.lists(st.sampled_from([10, 10, 20, 30]), min_size=1, max_size=5)
-
-
-@pytest.fixture(scope="module")
-async def database(service: Service) -> AsyncIterator[Database]:
-    """Open a second database pool."""
-    pool = Database(service.database_url, pool_size=1)
-    yield pool
-    await pool.dispose()
 
 
 async def create_shop(service: Service, points: int, leftovers: Sequence[int]) -> Shop:

@@ -12,11 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointbook.v1 import customers_pb2, identity_pb2
-from pointbook_server.programs.model import Channel
-from pointbook_server.server import Server
-from support.customers import found, needless_claims, of_buyer
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.customers import contacts_of_buyer, find_customer_id, find_needless_claims
 from support.examples import examples
-from support.harness import NOW_MS, Client, Outbox, Service, Shop, TestClock, at, refused, server_settings, unique
+from support.refusals import refused
+from support.servers import Service, running_server
+from support.shops import Shop
+from support.unique_names import unique
 
 TAKEN = "+8613800000009"
 MOBILES = [None, "", "+8613800000001", "+541123456789", "+5491123456789", TAKEN, "13800000001"]
@@ -232,7 +235,7 @@ async def test_the_first_of_a_deletion_and_an_update_of_the_same_time_stays(
 
     values = [value for _, value in newest(sorted(accepted.items())).values()]
     mobile, email = ("" if value in LEFT_OUT else value for value in values)
-    assert await of_buyer(client, shop, "buyer") == (mobile, email)
+    assert await contacts_of_buyer(client, shop, "buyer") == (mobile, email)
 
 
 rivalries = st.lists(
@@ -252,12 +255,8 @@ rivalries = st.lists(
 @pytest.fixture(scope="module")
 async def clients(service: Service, admin_token: str) -> AsyncIterator[list[Client]]:
     """Clients of two servers on one database."""
-    server = Server(server_settings(), service.database_url, senders={Channel.SMS: Outbox()}, clock=TestClock())
-    await server.start()
-    second = Client(server.port, admin_token)
-    yield [service.client, second]
-    await second.close()
-    await server.stop()
+    async with running_server(service.database_url, admin_token) as (_, second):
+        yield [service.client, second]
 
 
 Named = dict[str, tuple[str, str]]
@@ -307,9 +306,9 @@ async def test_the_newest_webhook_decides_the_owner_of_a_contact(
             for sent in requests:
                 await client.customers.ApplyCustomerUpdate(sent)
 
-        check(numbered, {person: await of_buyer(client, shop, person) for person in PEOPLE})
-        assert await found(client, shop, mobile=TAKEN) == "other"
+        check(numbered, {person: await contacts_of_buyer(client, shop, person) for person in PEOPLE})
+        assert await find_customer_id(client, shop, mobile=TAKEN) == "other"
         await client.put_customer(shop.merchant_id, "other")
-        after = {person: await of_buyer(client, shop, person) for person in PEOPLE}
+        after = {person: await contacts_of_buyer(client, shop, person) for person in PEOPLE}
         assert {person for person in PEOPLE if after[person][0] == TAKEN} == {claimant(numbered)} - {""}
-        assert await needless_claims(service, shop) == []
+        assert await find_needless_claims(service, shop) == []

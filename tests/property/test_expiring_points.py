@@ -1,12 +1,11 @@
 """ListExpiringPoints on a real database compared with the pure fold."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from unittest.mock import patch
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,9 +28,11 @@ from pointbook_server.ledger.model import (
     WebhookOrigin,
 )
 from pointbook_server.ledger.transactions import LedgerTransactions
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.examples import examples
-from support.harness import NOW_MS, Client, Service, unique
 from support.ledger import ledger_transactions, read_ledger
+from support.unique_names import unique
 
 START_MS = NOW_MS - 1_000
 END_MS = START_MS + 80
@@ -57,14 +58,6 @@ def tiny_limits() -> Iterator[None]:
         patch.object(expiring_points, "READ_AHEAD_MAX", 2),
     ):
         yield
-
-
-@pytest.fixture(scope="module")
-async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool separate from the server's."""
-    pool = Database(service.database_url, pool_size=2)
-    yield pool
-    await pool.dispose()
 
 
 @dataclass(frozen=True)
@@ -152,7 +145,9 @@ def expiries(row: Account, account_lots: Sequence[Lot], now_ms: int) -> Counter[
     return Counter([*expired, *unexpired[held:]])
 
 
-async def pages(ledger: LedgerTransactions, merchant_id: str, window: ExpiryWindow, size: int) -> list[ExpiringPoints]:
+async def list_pages(
+    ledger: LedgerTransactions, merchant_id: str, window: ExpiryWindow, size: int
+) -> list[ExpiringPoints]:
     """Return the items of all pages, and check that none has too many."""
     found: list[ExpiringPoints] = []
     after: ExpiringPosition | None = None
@@ -206,7 +201,7 @@ async def test_all_pages_together_are_the_expiring_points_of_the_fold(
                 for at_ms, points in expiries(row, account_lots, now_ms).items()
                 if window.start_ms <= at_ms < window.end_ms and key.store_id in window.store_ids
             )
-            assert await pages(ledger, merchant_id, window, data.draw(st.integers(1, 4))) == expected
+            assert await list_pages(ledger, merchant_id, window, data.draw(st.integers(1, 4))) == expected
 
         for key, (row, account_lots) in folded.items():
             left = expiries(row, account_lots, now_ms)

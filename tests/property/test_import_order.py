@@ -18,9 +18,13 @@ from pydantic import SecretStr
 from pointbook_cli.points_import.importer import ImportOptions, run_import
 from pointbook_cli.points_import.points_file import Format, PointsFileOptions
 from shopline_shim.settings import ShimSettings
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.examples import examples
-from support.harness import NOW_MS, Client, Service, Shop, unique
 from support.ledger import check_ledger
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 COLUMNS = ("event_id", "buyer_id", "update_type", "updated_scene", "updated_value", "points_balance", "updated_at")
 START_MS = NOW_MS - 1_000_000

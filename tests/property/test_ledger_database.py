@@ -1,12 +1,11 @@
 """The ledger on a real database compared with the pure fold."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from unittest.mock import patch
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,9 +26,11 @@ from pointbook_server.ledger.model import (
     WebhookOrigin,
 )
 from pointbook_server.ledger.transactions import LedgerTransactions
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.examples import examples
-from support.harness import NOW_MS, Client, Service, unique
 from support.ledger import assert_is_fold, ledger_transactions, read_ledger, without_lot_ids
+from support.unique_names import unique
 
 START_MS = NOW_MS - 1_000
 BUYERS = ("one", "two")
@@ -52,14 +53,6 @@ def tiny_limits() -> Iterator[None]:
         patch.object(event_batch, "LONG_FOLD_ENTRIES", 8),
     ):
         yield
-
-
-@pytest.fixture(scope="module")
-async def database(service: Service) -> AsyncIterator[Database]:
-    """A pool separate from the server's."""
-    pool = Database(service.database_url, pool_size=2)
-    yield pool
-    await pool.dispose()
 
 
 @dataclass(frozen=True)

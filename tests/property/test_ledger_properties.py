@@ -85,7 +85,7 @@ def check_invariants(account: Account, entries: Sequence[Entry]) -> None:
         assert active <= max(account.balance, 0) - expired
 
 
-def assert_is_fold(ledger: Ledger) -> None:
+def assert_equals_fold(ledger: Ledger) -> None:
     """Check that the account, the entries and the checkpoints are the fold."""
     history = ledger.history
     void_ids = {entry.event.event_id for entry in history if entry.is_void}
@@ -165,7 +165,7 @@ def test_the_account_depends_on_neither_order_nor_repetition_nor_batches(
     assert ledger.account.drift == 0
     assert [entry.event.content for entry in ledger.history] == [event.content for event in shop.events]
     assert [kind_of(result) for result in results].count("DUPLICATE") == len(arrivals) - len(shop.events)
-    assert_is_fold(ledger)
+    assert_equals_fold(ledger)
 
 
 @given(true_histories(), limits_of_any_size, st.data())
@@ -178,7 +178,7 @@ def test_drift_disappears_once_all_events_have_arrived(shop: Shopline, limits: L
     for batch in split(data, arrivals):
         ledger.post(batch)
         check_invariants(ledger.load_all_lots(), ledger.history)
-        assert_is_fold(ledger)
+        assert_equals_fold(ledger)
 
     assert ledger.account.drift == 0
     assert ledger.load_all_lots() == fold(Account(), shop.events)[0]
@@ -198,7 +198,7 @@ def test_an_increase_without_a_balance_may_arrive_in_any_order(shop: Shopline, d
 
     assert ledger.refused == {}
     assert ledger.load_all_lots() == fold(Account(), [*shop.events, other])[0]
-    assert_is_fold(ledger)
+    assert_equals_fold(ledger)
 
 
 @given(st.lists(free_events, max_size=10), limits_of_any_size)
@@ -209,7 +209,7 @@ def test_the_ledger_is_the_fold_of_the_accepted_events(events: list[Event], limi
 
     for event in events:
         outcome = ledger.apply(event)
-        assert_is_fold(ledger)
+        assert_equals_fold(ledger)
         check_invariants(ledger.load_all_lots(), ledger.history)
         if event.balance is not None:
             assert outcome is not ApplyOutcome.REFUSED
@@ -300,7 +300,7 @@ def test_a_batch_gives_the_same_results_as_single_calls(
     assert batched.load_all_lots() == single.load_all_lots()
     assert batched.history == single.history
     assert batched.refused.keys() == single.refused.keys()
-    assert_is_fold(batched)
+    assert_equals_fold(batched)
 
 
 @given(st.lists(free_events, max_size=8, unique_by=lambda event: event.updated_at_ms), limits_of_any_size)
@@ -351,7 +351,7 @@ def test_voiding_gives_the_fold_without_the_entries_and_unvoiding_restores_it(
 
     ledger.set_void(ids, is_void=True)
 
-    assert_is_fold(ledger)
+    assert_equals_fold(ledger)
     counting = [entry for entry in ledger.history if not entry.is_void]
     expected = fold(Account(), [entry.event for entry in history if entry.event.event_id not in ids])
     assert replace(ledger.load_all_lots(), newest_at_ms=None) == replace(expected[0], newest_at_ms=None)
@@ -361,7 +361,7 @@ def test_voiding_gives_the_fold_without_the_entries_and_unvoiding_restores_it(
     ledger.set_void(data.draw(st.permutations(sorted(ids))), is_void=False)
     assert ledger.load_all_lots() == before
     assert ledger.history == history
-    assert_is_fold(ledger)
+    assert_equals_fold(ledger)
 
 
 @given(st.lists(free_events, min_size=1, max_size=9), limits_of_any_size, st.data())
@@ -377,7 +377,7 @@ def test_events_may_arrive_before_between_and_after_void_entries(
 
     for batch in split(data, events[half:]):
         ledger.post(batch)
-        assert_is_fold(ledger)
+        assert_equals_fold(ledger)
 
     assert {entry.event.event_id for entry in ledger.history if entry.is_void} == ids
     for event in events[:half]:
@@ -386,7 +386,7 @@ def test_events_may_arrive_before_between_and_after_void_entries(
             assert ledger.apply(event) is ApplyOutcome.DUPLICATE
             assert event.balance is None or ledger.apply(known) is ApplyOutcome.DUPLICATE
     ledger.set_void(ids, is_void=False)
-    assert_is_fold(ledger)
+    assert_equals_fold(ledger)
 
 
 @given(st.lists(free_events, max_size=10), tiny_limits, st.data())

@@ -15,9 +15,12 @@ from pointbook_server.redemption.assessment import GroupRef, RedemptionRequest
 from pointbook_server.redemption.commands import PendingRedemption, RedeemCommand
 from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.model import Redemption
+from support.clocks import NOW_MS, at
 from support.examples import examples
-from support.harness import NOW_MS, Service, Shop, at, unique
 from support.redemption import earn
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 EXAMPLES = settings(
     max_examples=examples(25),
@@ -108,7 +111,7 @@ def to_command(shops: list[Shop], spec: CommandSpec) -> RedeemCommand:
     return RedeemCommand(request, f"order-{spec.reference}", spec.transaction_number, "")
 
 
-async def redeem(service: Service, orders: Sequence[RedeemCommand]) -> list[Redemption | PointbookError]:
+async def run_redeem_commands(service: Service, orders: Sequence[RedeemCommand]) -> list[Redemption | PointbookError]:
     """Run commands in one transaction."""
     store = service.server.services.redemptions._transactions
     requests = [order.request for order in orders]
@@ -144,8 +147,8 @@ async def held_points(service: Service, shops: list[Shop]) -> list[int]:
 @EXAMPLES
 async def test_batch_has_same_results_as_single_commands(service: Service, specs: list[CommandSpec]) -> None:
     together, alone = await create_shops(service), await create_shops(service)
-    responses = await redeem(service, [to_command(together, spec) for spec in specs])
-    expected = [(await redeem(service, [to_command(alone, spec)]))[0] for spec in specs]
+    responses = await run_redeem_commands(service, [to_command(together, spec) for spec in specs])
+    expected = [(await run_redeem_commands(service, [to_command(alone, spec)]))[0] for spec in specs]
 
     assert summarise(together, responses) == summarise(alone, expected)
     assert await held_points(service, together) == await held_points(service, alone)

@@ -2,12 +2,11 @@
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -18,9 +17,13 @@ from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import points_by_account
 from pointbook_server.redemption.model import HoldState, Redemption
+from support.clocks import NOW_MS, at
 from support.examples import examples
-from support.harness import NOW_MS, Service, Shop, at, refusal, unique
 from support.ledger import StoredAccount, assert_is_fold, read_ledger
+from support.refusals import refusal
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 EXAMPLES = settings(
     max_examples=examples(60),
@@ -223,14 +226,6 @@ steps = st.one_of(
     step(Story.wait, st.sampled_from([1, 4_000, 30_000, WINDOW_MS])),
     step(Story.release_overdue),
 )
-
-
-@pytest.fixture(scope="module")
-async def database(service: Service) -> AsyncIterator[Database]:
-    """Open a second database pool."""
-    pool = Database(service.database_url, pool_size=2)
-    yield pool
-    await pool.dispose()
 
 
 async def start_story(service: Service) -> Story:

@@ -35,8 +35,11 @@ from pointbook_server.validation_codes.rate_limits import (
     SlidingWindowCounter,
 )
 from pointbook_server.validation_codes.service import CodePolicy, ValidationCodes
+from support.clocks import NOW_MS, TestClock
 from support.examples import examples
-from support.harness import NOW_MS, Outbox, Service, TestClock, unique
+from support.outbox import Outbox
+from support.servers import Service
+from support.unique_names import unique
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from support.http2 import (
     grpc_message,
     http2,
 )
-from support.processes import grpc_health
+from support.probes import grpc_health
 from support.waiting import until
 
 pytestmark = pytest.mark.soak

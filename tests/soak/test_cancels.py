@@ -18,10 +18,14 @@ from pointbook.v1 import (
     redemption_pb2,
     webhooks_pb2,
 )
-from support.harness import NOW_MS, Client, Service, Shop, at, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.randomness import printed_random
 from support.redemption import customer_ref
-from support.verification import verify
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
+from support.verification import run_verify
 from support.waiting import until
 
 CALLERS = 64
@@ -66,7 +70,7 @@ async def test_cancelled_and_late_calls_are_done_once_or_not_at_all(
     await callers.check_accounts(service.client, entries)
     await callers.check_redemptions(service.client)
     await client.close()
-    await verify(service.database_url, shop.merchant_id)
+    await run_verify(service.database_url, shop.merchant_id)
     codes = " ".join(f"{name} {count}" for name, count in callers.codes.most_common())
     figure(f"{calls:,} cancelled or late calls: status codes", codes, "no partial write, no leak")
     assert set(callers.codes) <= {"OK", "CANCELLED", "DEADLINE_EXCEEDED", "ABORTED", *REFUSED_CODES}

@@ -14,9 +14,10 @@ import pytest
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from support.database_proxy import DatabaseProxy, proxied
 from support.deployments import Deployment, error_lines
-from support.processes import HAS_PROC, Running, is_alive
-from support.retrying_callers import RetryingCallers, check_ledger
-from support.verification import verify
+from support.probes import is_alive
+from support.processes import HAS_PROC, Running
+from support.retrying_callers import RetryingCallers, check_acknowledged_events
+from support.verification import run_verify
 from support.waiting import until
 
 CALLERS = 100
@@ -115,8 +116,8 @@ async def test_database_faults_neither_lose_nor_duplicate_events(
     figure(f"{count} faults of the database: status codes", codes, "no others")
     figure(f"{count} faults of the database: slowest {CALLERS} calls after one, s", max(recoveries), "")
     assert set(callers.codes) <= ALLOWED
-    await check_ledger(postgres.url(), deployment.shop, callers)
-    await verify(postgres.url(), deployment.shop.merchant_id)
+    await check_acknowledged_events(postgres.url(), deployment.shop, callers)
+    await run_verify(postgres.url(), deployment.shop.merchant_id)
 
 
 async def _check_no_open_sessions(database_url: str) -> None:
@@ -166,8 +167,8 @@ async def test_sigkill_with_two_workers_neither_loses_nor_duplicates_events(
     codes = " ".join(f"{name} {count}" for name, count in callers.codes.most_common())
     figure(f"{times} x SIGKILL with two workers: status codes", codes, "OK, UNAVAILABLE")
     assert set(callers.codes) <= {"OK", "UNAVAILABLE"}
-    await check_ledger(postgres.url(), deployment.shop, callers)
-    await verify(postgres.url(), deployment.shop.merchant_id)
+    await check_acknowledged_events(postgres.url(), deployment.shop, callers)
+    await run_verify(postgres.url(), deployment.shop.merchant_id)
 
 
 async def _wait_for_workers(server: Running, count: int) -> None:

@@ -14,14 +14,17 @@ from google.protobuf.message import DecodeError, Message
 from pointbook.v1 import benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.errors import Reason
 from pointbook_server.rpc.status_mapping import grpc_code
+from support.clients import Client
+from support.clocks import NOW_MS, at
 from support.deployments import Deployment, error_lines
-from support.harness import NOW_MS, Client, Shop, at, refusal
 from support.honest_client import P99_RATIO_MAX, p99_ratio
 from support.http2 import HEALTH_CHECK
 from support.message_fuzzing import METHODS, MessageFuzzer, response_classes
-from support.processes import grpc_health
+from support.probes import grpc_health
 from support.provider_servers import http_server
 from support.randomness import printed_random
+from support.refusals import refusal
+from support.shops import Shop
 
 CALLERS = 32
 DOCUMENTED_CODES = {grpc_code(reason) for reason in Reason} - {grpc.StatusCode.INTERNAL}

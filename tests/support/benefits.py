@@ -11,27 +11,27 @@ from pointbook_server.benefits.messages import ENUM_NAMES
 FIELDS = {field.json_name: field for field in benefits_pb2.Benefit.DESCRIPTOR.fields if field.number in range(7, 31)}
 
 
-def info(**values: Any) -> dict[str, Any]:
+def benefits_info(**values: Any) -> dict[str, Any]:
     """Return a BenefitsInfo with all 24 fields, most of them null."""
     return {**dict.fromkeys(FIELDS), **values}
 
 
-def answer(*benefits: Any, **others: Any) -> dict[str, Any]:
+def level_response(*benefits: Any, **others: Any) -> dict[str, Any]:
     """Return the response for a level with benefits and other fields."""
     return {"data": {"benefitsOfMembership": {"benefitsInfo": list(benefits), **others}}}
 
 
-def privilege(**values: Any) -> dict[str, Any]:
+def shopline_privilege(**values: Any) -> dict[str, Any]:
     """Return a custom privilege in SHOPLINE's form."""
     return {"privilegeName": "Lounge", "privilegeDescription": None, "benefitsIcon": None, **values}
 
 
-def exported(benefits: list[benefits_pb2.Benefit]) -> str:
+def export_benefits(benefits: list[benefits_pb2.Benefit]) -> str:
     """Return benefits as a file in SHOPLINE's form.
 
     Irrelevant values and unlisted names are in their own fields.
     """
-    return json.dumps(answer(*map(_info_of, benefits)))
+    return json.dumps(level_response(*map(_info_of, benefits)))
 
 
 def _info_of(benefit: benefits_pb2.Benefit) -> dict[str, Any]:

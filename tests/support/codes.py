@@ -3,9 +3,11 @@
 from typing import Any
 
 from pointbook.v1 import redemption_pb2
-from support.harness import Client, Service, Shop
-from support.points import superuser
+from support.clients import Client
+from support.connections import superuser
 from support.redemption import customer_ref, validate_request
+from support.servers import Service
+from support.shops import Shop
 
 CODE_SETTINGS = {"code_length": 10, "alphanumeric": True, "message_templates": {"": "$code"}}
 """Codes that cannot be guessed by chance, and messages with nothing but the code."""

@@ -3,11 +3,15 @@
 import itertools
 from typing import Any
 
-import asyncpg
 import grpc
 
 from pointbook.v1 import customers_pb2, identity_pb2
-from support.harness import NOW_MS, Client, Service, Shop, at, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import fetch_rows
+from support.servers import Service
+from support.shops import Shop
+from support.unique_names import unique
 
 CREATED = customers_pb2.CUSTOMER_UPDATE_KIND_CREATED
 UPDATED = customers_pb2.CUSTOMER_UPDATE_KIND_UPDATED
@@ -31,17 +35,17 @@ def email() -> str:
     return f"{unique('person')}@example.com"
 
 
-def outcome(answer: customers_pb2.ApplyCustomerUpdateResponse) -> str:
+def update_outcome(answer: customers_pb2.ApplyCustomerUpdateResponse) -> str:
     """Return the outcome of an update."""
     return customers_pb2.CustomerUpdateOutcome.Name(answer.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_")
 
 
-def skipped(answer: customers_pb2.ApplyCustomerUpdateResponse) -> dict[int, int]:
+def skipped_causes(answer: customers_pb2.ApplyCustomerUpdateResponse) -> dict[int, int]:
     """Return the identifiers that an update skipped, with the causes."""
     return {item.identifier_type: item.cause for item in answer.skipped_identifiers}
 
 
-def update(shop: Shop, buyer_id: str = "buyer", **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
+def customer_update(shop: Shop, buyer_id: str = "buyer", **changes: Any) -> customers_pb2.ApplyCustomerUpdateRequest:
     """Return a customer update."""
     values: dict[str, Any] = {
         "event_id": unique("event"),
@@ -64,14 +68,14 @@ async def customer_or_none(client: Client, request: customers_pb2.GetCustomerReq
         return customers_pb2.Customer()
 
 
-async def found(client: Client, shop: Shop, **identifier: Any) -> str:
+async def find_customer_id(client: Client, shop: Shop, **identifier: Any) -> str:
     """Return the id of an identifier's owner; empty without one."""
     ref = identity_pb2.CustomerRef(**identifier)
     request = customers_pb2.GetCustomerRequest(merchant_id=shop.merchant_id, customer=ref)
     return (await customer_or_none(client, request)).customer_id
 
 
-async def of_buyer(client: Client, shop: Shop, buyer_id: str = "buyer") -> tuple[str, str]:
+async def contacts_of_buyer(client: Client, shop: Shop, buyer_id: str = "buyer") -> tuple[str, str]:
     """Return the mobile number and e-mail address of a buyer's customer."""
     buyer = identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)
     ref = identity_pb2.CustomerRef(buyer=buyer)
@@ -80,7 +84,7 @@ async def of_buyer(client: Client, shop: Shop, buyer_id: str = "buyer") -> tuple
     return customer.mobile, customer.email
 
 
-async def move(client: Client, shop: Shop, giver: str, receiver: str, **identifier: Any) -> tuple[str, str]:
+async def move_identifier(client: Client, shop: Shop, giver: str, receiver: str, **identifier: Any) -> tuple[str, str]:
     """Move an identifier, and return both etags."""
     request = customers_pb2.MoveIdentifierRequest(
         merchant_id=shop.merchant_id,
@@ -93,7 +97,7 @@ async def move(client: Client, shop: Shop, giver: str, receiver: str, **identifi
     return answer.from_etag, answer.to_etag
 
 
-async def redact(client: Client, shop: Shop, customer_id: str) -> int:
+async def redact_customer(client: Client, shop: Shop, customer_id: str) -> int:
     """Redact a customer, and return up to which time."""
     request = customers_pb2.RedactCustomerRequest(
         merchant_id=shop.merchant_id, customer_id=customer_id, reason="requested by letter"
@@ -101,28 +105,19 @@ async def redact(client: Client, shop: Shop, customer_id: str) -> int:
     return (await client.customers.RedactCustomer(request)).redact_time.ToMilliseconds()
 
 
-async def rows(service: Service, query: str, *values: Any) -> list[Any]:
-    """Run a query on the service's database."""
-    connection = await asyncpg.connect(service.database_url)
-    try:
-        return list(await connection.fetch(query, *values))
-    finally:
-        await connection.close()
-
-
-async def everything(service: Service) -> str:
+async def read_all_tables(service: Service) -> str:
     """Return every row of every table as text."""
-    tables = await rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    written = [await rows(service, f"SELECT t.*::text AS row FROM {table['tablename']} AS t") for table in tables]  # noqa: S608 - names of our tables
+    tables = await fetch_rows(service, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    written = [await fetch_rows(service, f"SELECT t.*::text AS row FROM {table['tablename']} AS t") for table in tables]  # noqa: S608 - names of our tables
     return "\n".join(row["row"] for table in written for row in table)
 
 
-async def needless_claims(service: Service, shop: Shop) -> list[Any]:
+async def find_needless_claims(service: Service, shop: Shop) -> list[Any]:
     """Return the claims that should have ended.
 
     No other customer owns their contact, or their customer has such a contact.
     """
-    return await rows(
+    return await fetch_rows(
         service,
         """
         SELECT * FROM customer_claims AS c WHERE merchant_id = $1 AND (

@@ -6,9 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
-from support.harness import CODE_KEY, QUARANTINE_KEY, Client, Shop, make_token, unique
+from support.clients import Client
 from support.honest_client import HonestClient, run_honest_client
-from support.processes import POINTBOOK, Running, clean_environment, free_port, grpc_health, http_get, running
+from support.probes import grpc_health, http_get
+from support.processes import POINTBOOK, Running, clean_environment, free_port, running
+from support.servers import CODE_KEY, QUARANTINE_KEY
+from support.shops import Shop
+from support.tokens import make_token
+from support.unique_names import unique
 
 SECRET = "app-secret-of-the-soak"
 ERROR_MARKS = ("Traceback", '"exception"', "internal error", "stray cancellation", "never retrieved", "never awaited")

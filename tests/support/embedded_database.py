@@ -1,4 +1,4 @@
-"""One PostgreSQL server for a whole run of the tests; each xdist worker has its own."""
+"""A PostgreSQL server for each process of a test run."""
 
 import asyncio
 import shutil
@@ -13,14 +13,13 @@ from pointbook_cli.embedded_postgres import EmbeddedPostgres
 _MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private folder in it.
 _MEMORY_MIN_FREE_BYTES = 4 * 1024**3
 _LOGGED = {"log_min_messages": "warning", "log_min_error_statement": "error", "log_error_verbosity": "default"}
-"""What a database of one's own logs by default, where the embedded one keeps still: it may quote rows."""
+"""PostgreSQL's default log settings. The embedded database logs less, since errors may quote rows."""
 
 
 class Cluster:
-    """A running server on a temporary folder, without fsync.
+    """A PostgreSQL server in a temporary folder, without fsync.
 
-    A test that needs a database to itself clones a template, which takes some tens of milliseconds, where
-    migrating an empty database takes seconds.
+    Cloning a template takes some ten milliseconds; migrating an empty database takes seconds.
     """
 
     def __init__(self) -> None:
@@ -30,7 +29,7 @@ class Cluster:
         self._clones = 0
 
     async def start(self) -> None:
-        """Start the server; raises EmbeddedPostgresError when it cannot run here."""
+        """Start the server. Raises EmbeddedPostgresError if it cannot run here."""
         try:
             await self._postgres.start()
         except BaseException:
@@ -38,7 +37,7 @@ class Cluster:
             raise
 
     async def stop(self) -> None:
-        """Stop the server and remove all its databases."""
+        """Stop the server and delete its databases."""
         await self._postgres.stop()
         await asyncio.to_thread(shutil.rmtree, self._folder)
 
@@ -48,24 +47,25 @@ class Cluster:
 
     @property
     def log(self) -> str:
-        """What the server has logged so far."""
+        """The server's log."""
         return (self._folder / "postgres" / "server.log").read_text(errors="replace")
 
     async def template(self, name: str, prepare: Callable[[str], Awaitable[None]]) -> None:
-        """Create the database `name` and have `prepare` fill it, given its URL; later calls wait for the first.
+        """Create a template, and fill it by `prepare`, which receives its URL.
 
-        `prepare` must close its connections: PostgreSQL clones no database that is in use.
+        Later calls wait for the first. `prepare` must close its connections: PostgreSQL does not clone a database that
+        is in use.
         """
         if name not in self._templates:
             self._templates[name] = asyncio.create_task(self._make_template(name, prepare))
         await asyncio.shield(self._templates[name])
 
     async def clone(self, template: str) -> str:
-        """Return the URL of a fresh copy of the template; calls may run side by side."""
+        """Clone a template, and return the URL of the copy. Calls may be concurrent."""
         self._clones += 1
         name = f"{template}_{self._clones}"
-        # WAL_LOG, the default strategy: FILE_COPY makes two checkpoints, which took half as long again and, at
-        # times, 300 ms.
+        # The default strategy is WAL_LOG. FILE_COPY makes two checkpoints, and takes 1.5 times as long, sometimes
+        # 300 ms longer.
         await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         await self._execute(";".join(f'ALTER DATABASE "{name}" SET {each} = {_LOGGED[each]}' for each in _LOGGED))
         return self.url(name)
@@ -83,7 +83,10 @@ class Cluster:
 
 
 def _fastest_place() -> Path | None:
-    """Return memory when there is plenty (a clone on a disk takes up to ten times as long), else None: the usual."""
+    """Return a folder in memory if enough is free, else None.
+
+    A clone on a disk takes up to ten times as long.
+    """
     if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _MEMORY_MIN_FREE_BYTES:
         return _MEMORY
     return None

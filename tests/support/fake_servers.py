@@ -19,9 +19,9 @@ from pointbook_server.errors import PointbookError
 from pointbook_server.rpc.status_mapping import to_status
 from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
-from support.harness import Shop
 from support.http_clients import http_client
 from support.shims import PATH, SECRET, webhook_headers
+from support.shops import Shop
 
 SHOP = Shop("2000001234", "1718263946864")
 BODY: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""A process that starts `pointbook` commands by forking itself, with the libraries imported already.
+"""A process that imports the libraries, and then forks to start `pointbook` commands.
 
-Importing them takes a command most of its time. A fork runs the installed script itself, with its own arguments,
-environment, folder and streams, and imports Pointbook's own modules; only libraries are shared.
+A command spends most of its time on these imports. A fork runs the installed script with its own arguments,
+environment, folder and streams, and imports Pointbook's modules itself: only libraries are shared.
 `python fork_server.py DESCRIPTOR` serves the socket of that number; each request is the length of a JSON document with
 the four descriptors of `DESCRIPTORS`, and then the document.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 LENGTH = struct.Struct("!I")
 DESCRIPTORS = ("stdin", "stdout", "stderr", "reply")
-"""What a request brings; on `reply` go the process id, and at the end the exit code, each a line."""
+"""The descriptors of a request. `reply` receives the process id and then the exit code, each as a line."""
 LIBRARIES = (
     "alembic.context",
     "alembic.runtime.migration",
@@ -56,20 +56,20 @@ LIBRARIES = (
 
 
 def main(control: socket.socket) -> None:
-    """Serve until the other end of the socket closes; in a fork, run its command instead."""
+    """Serve until the other end of the socket closes. In a fork, run its command."""
     for library in LIBRARIES:
         importlib.import_module(library)
-    # At its end a fork would collect the garbage of the libraries, and copy all their memory for it.
+    # Otherwise a fork would collect the garbage of the libraries at its end, and copy their memory.
     gc.freeze()
     request = serve(control)
     if request is not None:
-        become(request)
-        # As `exec` would, so that nothing of this file is seen.
+        apply_request(request)
+        # As a fresh interpreter does, without any name of this file.
         runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def serve(control: socket.socket) -> dict[str, Any] | None:
-    """Fork for each request. Return the request in the fork, and None in the server once the socket is closed."""
+    """Fork for each request. Return the request in a fork, and None at the end of the server."""
     replies: dict[int, socket.socket] = {}
     woken, wake = os.pipe()
     for descriptor in (woken, wake):
@@ -101,7 +101,7 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
 
 
 def receive(control: socket.socket, length: int) -> bytes:
-    """Return so many bytes."""
+    """Receive exactly `length` bytes."""
     received = b""
     while len(received) < length:
         received += control.recv(length - len(received))
@@ -118,8 +118,8 @@ def report_ended(replies: dict[int, socket.socket]) -> None:
             reply.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
 
 
-def become(request: dict[str, Any]) -> None:
-    """Turn this process into that of the request: session, folder, environment, streams and arguments."""
+def apply_request(request: dict[str, Any]) -> None:
+    """Set this process's session, streams, folder, environment and arguments."""
     if request["has_own_session"]:
         os.setsid()
     for number, name in enumerate(DESCRIPTORS[:3]):

@@ -1,4 +1,4 @@
-"""Commands that start as forks of a process that has imported all libraries, one per process of the test run."""
+"""Commands as forks of a fork server, one for each process of a test run."""
 
 import asyncio
 import json
@@ -14,37 +14,37 @@ from typing import IO, Protocol
 
 from support.fork_server import LENGTH
 
-_KEPT = ("PATH", "HOME", "TMPDIR")
-_ENVIRONMENT = {name: os.environ[name] for name in _KEPT if name in os.environ} | {"GRPC_VERBOSITY": "NONE"}
-"""What libraries read while they are imported; `pointbook` sets the verbosity of gRPC before it imports it."""
+_INHERITED = ("PATH", "HOME", "TMPDIR")
+_ENVIRONMENT = {name: os.environ[name] for name in _INHERITED if name in os.environ} | {"GRPC_VERBOSITY": "NONE"}
+"""The variables that libraries read on import. `pointbook` sets the verbosity of gRPC itself."""
 
 
 class Child(Protocol):
-    """What tests use of a child process: of asyncio's own, and of a fork."""
+    """A child process: one of asyncio, or a fork."""
 
     @property
     def pid(self) -> int:
-        """Its id."""
+        """The process id."""
 
     @property
     def returncode(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
 
     async def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
+        """Wait for the end, and return the exit code."""
 
     def send_signal(self, signal: int) -> None:
-        """Send it a signal."""
+        """Send a signal."""
 
     def terminate(self) -> None:
-        """Send it SIGTERM."""
+        """Send SIGTERM."""
 
     def kill(self) -> None:
-        """Send it SIGKILL."""
+        """Send SIGKILL."""
 
 
 class ForkedProcess:
-    """A fork. The fork server is its parent, and reports its end."""
+    """A fork, whose parent is the fork server, which reports its end."""
 
     def __init__(self, pid: int, ended: asyncio.Task[int]) -> None:
         self.pid = pid
@@ -56,25 +56,25 @@ class ForkedProcess:
         return self._ended.result() if self._ended.done() else None
 
     async def wait(self) -> int:
-        """Wait for the end; returns the exit code."""
+        """Wait for the end, and return the exit code."""
         return await asyncio.shield(self._ended)
 
     def send_signal(self, signal: int) -> None:
-        """Send it a signal."""
+        """Send a signal."""
         if not self._ended.done():
             os.kill(self.pid, signal)
 
     def terminate(self) -> None:
-        """Send it SIGTERM."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send it SIGKILL."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
 class ForkServer:
-    """The process that forks, from the first command to `stop`."""
+    """A fork server that starts with the first command."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -89,7 +89,7 @@ class ForkServer:
         streams: tuple[int | IO[bytes], int | IO[bytes], int | IO[bytes]],
         has_own_session: bool = False,
     ) -> ForkedProcess:
-        """Start a command, the path of a Python script with its arguments, on three streams."""
+        """Start a Python script with arguments, and with three streams."""
         request = json.dumps(
             {
                 "command": [str(word) for word in command],
@@ -116,7 +116,7 @@ class ForkServer:
         return ForkedProcess(pid, asyncio.create_task(read_exit_code()))
 
     def stop(self) -> None:
-        """End the server; what it has started goes on."""
+        """Stop the server. Its forks go on."""
         if self._process is not None and self._control is not None:
             self._control.close()
             self._process.wait()

@@ -8,14 +8,16 @@ from pointbook_server.ledger.model import Account, AccountKey, Entry, Event, Upd
 ACCOUNT = AccountKey("store", "buyer")
 
 
-def increase(at_ms: int, value: int, balance: int | None, expires_at_ms: int | None = None, **changes: Any) -> Event:
+def increase_event(
+    at_ms: int, value: int, balance: int | None, expires_at_ms: int | None = None, **changes: Any
+) -> Event:
     """Build an increase; its event_id is `at-<at_ms>` by default."""
     scene = changes.pop("scene", "SUCCESSFUL_ORDERS")
     event_id = changes.pop("event_id", f"at-{at_ms}")
     return Event(event_id, ACCOUNT, UpdateType.INCREASE, scene, value, balance, expires_at_ms, at_ms)
 
 
-def decrease(at_ms: int, value: int, balance: int | None, **changes: Any) -> Event:
+def decrease_event(at_ms: int, value: int, balance: int | None, **changes: Any) -> Event:
     """Build a decrease; its event_id is `at-<at_ms>` by default."""
     scene = changes.pop("scene", "REDEEM_COUPON")
     event_id = changes.pop("event_id", f"at-{at_ms}")

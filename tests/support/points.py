@@ -1,14 +1,14 @@
 """Points updates of one buyer, and direct access to the database."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
-
-import asyncpg
 
 from pointbook.v1 import points_pb2
 from pointbook_common.durations import DAY_MS
-from support.harness import NOW_MS, Client, Service, Shop, at
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.connections import superuser
+from support.servers import Service
+from support.shops import Shop
 
 APPLIED = points_pb2.APPLY_OUTCOME_APPLIED
 DUPLICATE = points_pb2.APPLY_OUTCOME_DUPLICATE
@@ -49,24 +49,14 @@ def list_request(shop: Shop, **changes: Any) -> points_pb2.ListPointsEntriesRequ
     return points_pb2.ListPointsEntriesRequest(**values)
 
 
-async def entries(client: Client, shop: Shop, **changes: Any) -> list[points_pb2.PointsEntry]:
+async def list_entries(client: Client, shop: Shop, **changes: Any) -> list[points_pb2.PointsEntry]:
     """Return the entries of the shop's buyer on one page, newest first."""
     return list((await client.points.ListPointsEntries(list_request(shop, **changes))).entries)
 
 
-async def event_ids(client: Client, shop: Shop, **changes: Any) -> list[str]:
+async def list_event_ids(client: Client, shop: Shop, **changes: Any) -> list[str]:
     """Return the event_ids of those entries."""
-    return [entry.update.event_id for entry in await entries(client, shop, **changes)]
-
-
-@asynccontextmanager
-async def superuser(service: Service) -> AsyncIterator[Any]:
-    """Open a connection with all privileges."""
-    connection = await asyncpg.connect(service.database_url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
+    return [entry.update.event_id for entry in await list_entries(client, shop, **changes)]
 
 
 async def count_rows(service: Service, merchant_id: str) -> tuple[int, int]:
@@ -78,7 +68,7 @@ async def count_rows(service: Service, merchant_id: str) -> tuple[int, int]:
         )
 
 
-async def send(client: Client, *updates: points_pb2.PointsUpdate) -> list[points_pb2.PointsUpdateResult]:
+async def apply_batch(client: Client, *updates: points_pb2.PointsUpdate) -> list[points_pb2.PointsUpdateResult]:
     """Apply updates in one call, and return their results."""
     request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates)
     return list((await client.points.BatchApplyPointsUpdates(request)).results)
@@ -94,13 +84,17 @@ def outcomes_of(results: list[points_pb2.PointsUpdateResult]) -> list[str]:
     ]
 
 
-async def void(client: Client, shop: Shop, *ids: str, reason: str = "A test.") -> list[points_pb2.PointsAccount]:
+async def void_entries(
+    client: Client, shop: Shop, *ids: str, reason: str = "A test."
+) -> list[points_pb2.PointsAccount]:
     """Void entries of a shop's merchant, and return the changed accounts."""
     request = points_pb2.VoidPointsEntriesRequest(merchant_id=shop.merchant_id, event_ids=ids, reason=reason)
     return list((await client.points.VoidPointsEntries(request)).accounts)
 
 
-async def unvoid(client: Client, shop: Shop, *ids: str, reason: str = "A test.") -> list[points_pb2.PointsAccount]:
+async def unvoid_entries(
+    client: Client, shop: Shop, *ids: str, reason: str = "A test."
+) -> list[points_pb2.PointsAccount]:
     """Unvoid entries of a shop's merchant, and return the changed accounts."""
     request = points_pb2.UnvoidPointsEntriesRequest(merchant_id=shop.merchant_id, event_ids=ids, reason=reason)
     return list((await client.points.UnvoidPointsEntries(request)).accounts)

@@ -21,15 +21,17 @@ CODE = "Q7M2X9KD4H"
 """A code that does not occur by chance."""
 PASSWORD = "s3cret-pass"
 MESSAGE = Message("b.private@example.com", f"Your code is {CODE}", "challenge-1", "Your code")
+LOOP_DELAY_SECONDS_MAX = 0.25
+"""The longest delay of an event loop that nothing blocks, on a busy machine."""
 TEXT = f'你好 🎁 "{CODE}" for $5, {{to}} \\ O\'Neil\n.\n..dots\r\nlast line ' + "é" * 200
-"""Text that breaks careless senders: other scripts, quotes, a dollar, braces, lines of dots, and a long line."""
+"""Text that needs care: other scripts, quotes, a dollar, braces, lines of dots, and a long line."""
 
 
 @dataclass
 class MailServer:
     """An SMTP server that stores e-mails.
 
-    `replies` are its answers by command; `at_data` is "hang" or "cut" after the content of a message.
+    `replies` are its replies by command; `at_data` is "hang" or "cut" after the content of a message.
     """
 
     port: int = 0

@@ -4,7 +4,10 @@ from typing import Any
 
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
 from pointbook_common.durations import DAY_MS
-from support.harness import NOW_MS, Client, Shop, at, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.shops import Shop
+from support.unique_names import unique
 
 PENDING = redemption_pb2.REDEMPTION_STATE_PENDING
 SETTLED = redemption_pb2.REDEMPTION_STATE_SETTLED

@@ -10,7 +10,8 @@ import asyncpg
 import grpc
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
-from support.harness import Shop, at
+from support.clocks import at
+from support.shops import Shop
 from support.waiting import until
 
 CONNECTIONS = 4
@@ -41,7 +42,7 @@ class RetryingCallers:
         await asyncio.gather(*self._tasks)
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
-    async def wait_for_acknowledged(self, more: int, seconds: float = 30.0) -> None:
+    async def wait_for_acknowledged(self, more: int, seconds: float = 60.0) -> None:
         """Wait until `more` further calls were acknowledged."""
         goal = len(self.acknowledged) + more
 
@@ -73,7 +74,7 @@ class RetryingCallers:
             self.acknowledged[request.update.event_id] = request.update.buyer_id
 
 
-async def check_ledger(database_url: str, shop: Shop, callers: RetryingCallers) -> None:
+async def check_acknowledged_events(database_url: str, shop: Shop, callers: RetryingCallers) -> None:
     """Check that acknowledged events are stored once, and that balances add up."""
     connection = await asyncpg.connect(database_url)
     entries = await connection.fetch(

@@ -14,8 +14,10 @@ from pointbook.v1 import webhooks_pb2
 from shopline_shim import signature
 from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
-from support.harness import Client, Shop
+from support.clients import Client
+from support.clocks import NOW_MS
 from support.http_clients import http_client
+from support.shops import Shop
 
 SECRET = "app-secret"
 PATH = "/webhooks/shopline"
@@ -68,6 +70,20 @@ def webhook_headers(shop: Shop, topic: str, raw_body: bytes) -> dict[str, str]:
         "x-shopline-api-version": "v20250601",
         "x-shopline-webhook-id": "b54557e48a5fbf7d70bcd043",
     }
+
+
+def points_body(shop: Shop, **changes: Any) -> bytes:
+    """Return the body of a points webhook."""
+    values = {
+        "buyer_id": "2404721679",
+        "points_balance": 20,
+        "store_id": shop.store_id,
+        "update_type": "INCREASE",
+        "updated_at": NOW_MS - 60_000,
+        "updated_scene": "SUCCESSFUL_REGISTRATION",
+        "updated_value": 20,
+    }
+    return json.dumps(values | changes).encode()
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 from unittest.mock import patch
 
 from pointbook_server.db.database import Connection
-from support.harness import Shop
+from support.shops import Shop
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from typing import Any
 
 from pointbook.v1 import programs_pb2
 from pointbook_common.durations import DAY_MS
-from support.harness import NOW_MS, Client, Shop, at, unique
+from support.clients import Client
+from support.clocks import NOW_MS, at
+from support.shops import Shop
+from support.unique_names import unique
 
 REQUEST_MS = NOW_MS - 2 * DAY_MS
 REASON = "merchants/redact of May"
@@ -21,18 +24,18 @@ async def request_erasure(client: Client, shop: Shop, **changes: Any) -> program
     return await client.programs.RequestStoreErasure(programs_pb2.RequestStoreErasureRequest(**(values | changes)))
 
 
-def outcome(answer: programs_pb2.RequestStoreErasureResponse) -> str:
+def erasure_outcome(answer: programs_pb2.RequestStoreErasureResponse) -> str:
     """Return the outcome of a request."""
     return programs_pb2.StoreErasureOutcome.Name(answer.outcome).removeprefix("STORE_ERASURE_OUTCOME_")
 
 
-async def erase(client: Client, shop: Shop) -> programs_pb2.EraseStoreResponse:
+async def erase_store(client: Client, shop: Shop) -> programs_pb2.EraseStoreResponse:
     """Erase a part of a store."""
     request = programs_pb2.EraseStoreRequest(merchant_id=shop.merchant_id, store_id=shop.store_id, reason=REASON)
     return await client.programs.EraseStore(request)
 
 
-async def listed(client: Client, merchant_id: str, page_size: int = 0) -> list[programs_pb2.StoreErasure]:
+async def list_erasures(client: Client, merchant_id: str, page_size: int = 0) -> list[programs_pb2.StoreErasure]:
     """Return all pages of a merchant's requests."""
     request = programs_pb2.ListStoreErasuresRequest(merchant_id=merchant_id, page_size=page_size)
     pages: list[programs_pb2.StoreErasure] = []

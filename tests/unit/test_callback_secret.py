@@ -1,15 +1,9 @@
 """The shared secret of a telephony provider's callbacks."""
 
-import base64
-
 import pytest
 
 from shopline_shim import callback_secret
-
-
-def basic(user: str, password: str) -> str:
-    """Return the Authorization header for the user and password of a URL."""
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+from support.http_clients import basic_authorization
 
 
 @pytest.mark.parametrize(
@@ -17,8 +11,8 @@ def basic(user: str, password: str) -> str:
     [
         {"authorization": "Bearer old"},
         {"authorization": "bearer  new "},
-        {"authorization": basic("", "old")},
-        {"authorization": basic("any user", "new").replace("Basic", "BASIC")},
+        {"authorization": basic_authorization("", "old")},
+        {"authorization": basic_authorization("any user", "new").replace("Basic", "BASIC")},
         {"x-pointbook-secret": "new"},
         {"authorization": "Bearer of-a-gateway", "x-pointbook-secret": "old"},
     ],
@@ -40,8 +34,8 @@ def test_secret_in_every_supported_header_is_accepted(headers: dict[str, str]) -
         {"authorization": "Digest new"},
         {"authorization": "Basic new"},
         {"authorization": "Basic \u00fc"},
-        {"authorization": basic("new", "")},
-        {"authorization": basic("user", "new:")},
+        {"authorization": basic_authorization("new", "")},
+        {"authorization": basic_authorization("user", "new:")},
         {"x-pointbook-secret": "NEW"},
         {"x-pointbook-secret": "\u00fc"},
     ],

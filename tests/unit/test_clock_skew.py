@@ -9,7 +9,7 @@ import pytest
 from pointbook_server.db.clock_skew import ClockSkew, ClockSkewError, ClockState, Sample, next_state
 from pointbook_server.errors import PointbookError
 from pointbook_server.metrics import Metrics
-from support.harness import NOW_MS
+from support.clocks import NOW_MS
 
 GOOD, SKEWED, WRONG, UNKNOWN = ClockState.GOOD, ClockState.SKEWED, ClockState.WRONG, ClockState.UNKNOWN
 

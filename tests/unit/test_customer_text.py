@@ -7,7 +7,7 @@ import pytest
 from pointbook.v1 import redemption_pb2
 from pointbook_cli.customer_text import print_view
 from pointbook_cli.customer_view import CustomerQuery, CustomerView
-from support.harness import NOW_MS, at
+from support.clocks import NOW_MS, at
 
 
 @pytest.mark.parametrize(("count", "shown"), [(1, "LOCKED, by SMS"), (1_200, "LOCKED, 1,200 times until 20")])

@@ -8,7 +8,7 @@ import pytest
 from pointbook_server.ledger.fold import fold
 from pointbook_server.ledger.lots import NEVER_MS, Draw, Lot
 from pointbook_server.ledger.model import Account, Entry
-from support.ledger_events import account_after, decrease, increase, last_entry
+from support.ledger_events import account_after, decrease_event, increase_event, last_entry
 
 SECONDS_MAX = 0.5
 """Ten times the target for 1,000 events of one millisecond, because test machines are shared."""
@@ -26,7 +26,7 @@ def draws(entry: Entry) -> list[tuple[int, int | None]]:
 
 def test_the_first_event_opens_the_account_with_the_balance_before_it() -> None:
     """The balance before it is a lot that never expires, and counts as earned."""
-    account = account_after(increase(10, 20, 120, 500))
+    account = account_after(increase_event(10, 20, 120, 500))
 
     assert account == Account(
         opening=100,
@@ -38,7 +38,7 @@ def test_the_first_event_opens_the_account_with_the_balance_before_it() -> None:
 
 
 def test_a_first_event_without_a_balance_opens_the_account_at_zero() -> None:
-    account = account_after(increase(10, 20, None))
+    account = account_after(increase_event(10, 20, None))
 
     assert account.opening == 0
     assert account.balance == 20
@@ -47,13 +47,13 @@ def test_a_first_event_without_a_balance_opens_the_account_at_zero() -> None:
 
 def test_an_account_may_open_with_a_negative_balance() -> None:
     """A negative opening has no lot, and does not count as earned."""
-    account = account_after(increase(10, 5, -15))
+    account = account_after(increase_event(10, 5, -15))
 
     assert account == Account(opening=-20, balance=-15, lifetime_points=5, newest_at_ms=10, drawn_to_ms=NEVER_MS)
 
 
 def test_a_positive_gap_is_drift_whose_points_never_expire() -> None:
-    events = [increase(10, 20, 20), increase(20, 5, 55, 900)]
+    events = [increase_event(10, 20, 20), increase_event(20, 5, 55, 900)]
 
     account = account_after(*events)
 
@@ -67,7 +67,7 @@ def test_a_positive_gap_is_drift_whose_points_never_expire() -> None:
 
 def test_expired_points_explain_a_negative_gap() -> None:
     """SHOPLINE may expire points without an event, so this is not drift."""
-    events = [increase(10, 30, 30, 15), increase(12, 20, 50), increase(20, 5, 25)]
+    events = [increase_event(10, 30, 30, 15), increase_event(12, 20, 50), increase_event(20, 5, 25)]
 
     account = account_after(*events)
 
@@ -79,7 +79,7 @@ def test_expired_points_explain_a_negative_gap() -> None:
 
 def test_a_negative_gap_beyond_expired_points_is_drift() -> None:
     """A missing event must have taken the rest, from unexpired lots."""
-    events = [increase(10, 30, 30, 15), increase(12, 20, 50), increase(20, 5, 15)]
+    events = [increase_event(10, 30, 30, 15), increase_event(12, 20, 50), increase_event(20, 5, 15)]
 
     account = account_after(*events)
 
@@ -90,26 +90,26 @@ def test_a_negative_gap_beyond_expired_points_is_drift() -> None:
 
 
 def test_a_negative_gap_without_expired_points_is_all_drift() -> None:
-    account = account_after(increase(10, 30, 30, 21), increase(20, 5, 25))
+    account = account_after(increase_event(10, 30, 30, 21), increase_event(20, 5, 25))
 
     assert account.silently_expired == 0
     assert account.drift == -10
 
 
 def test_a_lot_expires_at_its_expiry_millisecond_and_not_before() -> None:
-    account = account_after(increase(10, 30, 30, 20), increase(20, 5, 5))
+    account = account_after(increase_event(10, 30, 30, 20), increase_event(20, 5, 5))
 
     assert account.silently_expired == 30
-    lot = account_after(increase(10, 30, 30, 20))
+    lot = account_after(increase_event(10, 30, 30, 20))
     assert lot.points_at(19) == (30, 0, 0)
     assert lot.points_at(20) == (0, 0, 30)
 
 
 def test_an_expiry_event_takes_expired_points_first() -> None:
     events = [
-        increase(10, 30, 30, 100),
-        increase(11, 20, 50, 15),
-        decrease(20, 20, 30, scene="POINTS_EXPIRED"),
+        increase_event(10, 30, 30, 100),
+        increase_event(11, 20, 50, 15),
+        decrease_event(20, 20, 30, scene="POINTS_EXPIRED"),
     ]
 
     account = account_after(*events)
@@ -122,9 +122,9 @@ def test_an_expiry_event_takes_expired_points_first() -> None:
 
 def test_an_expiry_event_beyond_the_expired_points_takes_other_lots() -> None:
     events = [
-        increase(10, 30, 30, 100),
-        increase(11, 20, 50, 15),
-        decrease(20, 25, 25, scene="POINTS_EXPIRED"),
+        increase_event(10, 30, 30, 100),
+        increase_event(11, 20, 50, 15),
+        decrease_event(20, 25, 25, scene="POINTS_EXPIRED"),
     ]
 
     assert draws(last_entry(*events)) == [(20, 15), (5, 100)]
@@ -132,7 +132,12 @@ def test_an_expiry_event_beyond_the_expired_points_takes_other_lots() -> None:
 
 
 def test_a_decrease_takes_the_soonest_expiry_first_and_never_expiring_points_last() -> None:
-    events = [increase(10, 10, 10), increase(11, 10, 20, 300), increase(12, 10, 30, 200), decrease(20, 25, 5)]
+    events = [
+        increase_event(10, 10, 10),
+        increase_event(11, 10, 20, 300),
+        increase_event(12, 10, 30, 200),
+        decrease_event(20, 25, 5),
+    ]
 
     assert draws(last_entry(*events)) == [(10, 200), (10, 300), (5, None)]
     assert remainders(account_after(*events)) == [(5, None)]
@@ -140,7 +145,11 @@ def test_a_decrease_takes_the_soonest_expiry_first_and_never_expiring_points_las
 
 @pytest.mark.parametrize("expires_at_ms", [200, None])
 def test_of_lots_with_the_same_expiry_the_earlier_one_is_taken_first(expires_at_ms: int | None) -> None:
-    events = [increase(10, 10, 10, expires_at_ms), increase(11, 10, 20, expires_at_ms), decrease(20, 15, 5)]
+    events = [
+        increase_event(10, 10, 10, expires_at_ms),
+        increase_event(11, 10, 20, expires_at_ms),
+        decrease_event(20, 15, 5),
+    ]
 
     entry = last_entry(*events)
 
@@ -149,14 +158,19 @@ def test_of_lots_with_the_same_expiry_the_earlier_one_is_taken_first(expires_at_
 
 def test_a_decrease_takes_expired_points_last() -> None:
     """If SHOPLINE accepts points after their expiry, the balance still agrees."""
-    events = [increase(10, 10, 10, 15), increase(11, 10, 20, 16), increase(12, 10, 30), decrease(20, 25, 5)]
+    events = [
+        increase_event(10, 10, 10, 15),
+        increase_event(11, 10, 20, 16),
+        increase_event(12, 10, 30),
+        decrease_event(20, 25, 5),
+    ]
 
     assert draws(last_entry(*events)) == [(10, None), (10, 15), (5, 16)]
     assert account_after(*events).drift == 0
 
 
 def test_a_negative_balance_has_no_lots() -> None:
-    account = account_after(increase(10, 10, 10), decrease(20, 15, -5))
+    account = account_after(increase_event(10, 10, 10), decrease_event(20, 15, -5))
 
     assert account.balance == -5
     assert account.drift == 0
@@ -166,7 +180,7 @@ def test_a_negative_balance_has_no_lots() -> None:
 
 def test_an_increase_from_a_negative_balance_pays_the_debt_first() -> None:
     """The lots never hold more than the balance."""
-    events = [increase(10, 10, 10), decrease(20, 15, -5), increase(30, 12, 7, 900)]
+    events = [increase_event(10, 10, 10), decrease_event(20, 15, -5), increase_event(30, 12, 7, 900)]
 
     account = account_after(*events)
 
@@ -177,14 +191,14 @@ def test_an_increase_from_a_negative_balance_pays_the_debt_first() -> None:
 
 def test_an_increase_to_a_negative_balance_leaves_no_lots() -> None:
     """The points still count as earned."""
-    account = account_after(increase(10, 10, 10), decrease(20, 25, -15), increase(30, 12, -3, 900))
+    account = account_after(increase_event(10, 10, 10), decrease_event(20, 25, -15), increase_event(30, 12, -3, 900))
 
     assert account.lots == ()
     assert account.lifetime_points == 22
 
 
 def test_lots_above_the_balance_are_trimmed_expired_ones_first() -> None:
-    events = [decrease(10, 5, -5), increase(20, 10, 15, 15, event_id="expired")]
+    events = [decrease_event(10, 5, -5), increase_event(20, 10, 15, 15, event_id="expired")]
 
     account = account_after(*events)
 
@@ -195,7 +209,7 @@ def test_lots_above_the_balance_are_trimmed_expired_ones_first() -> None:
 
 def test_an_event_with_value_zero_changes_nothing() -> None:
     """It has no lot and no draw, but it is an entry."""
-    events = [increase(10, 10, 10), increase(20, 0, 10, 900), decrease(30, 0, 10)]
+    events = [increase_event(10, 10, 10), increase_event(20, 0, 10, 900), decrease_event(30, 0, 10)]
 
     account, entries = fold(Account(), events)
 
@@ -205,12 +219,12 @@ def test_an_event_with_value_zero_changes_nothing() -> None:
 
 
 def test_an_event_with_value_zero_can_reveal_a_gap() -> None:
-    assert account_after(increase(10, 10, 10), increase(20, 0, 14)).drift == 4
-    assert account_after(increase(10, 10, 10), decrease(20, 0, 7)).drift == -3
+    assert account_after(increase_event(10, 10, 10), increase_event(20, 0, 14)).drift == 4
+    assert account_after(increase_event(10, 10, 10), decrease_event(20, 0, 7)).drift == -3
 
 
 def test_an_event_without_a_balance_has_no_gap() -> None:
-    account = account_after(increase(10, 10, 10), decrease(20, 4, None), increase(30, 1, 7))
+    account = account_after(increase_event(10, 10, 10), decrease_event(20, 4, None), increase_event(30, 1, 7))
 
     assert account.balance == 7
     assert account.drift == 0
@@ -218,7 +232,9 @@ def test_an_event_without_a_balance_has_no_gap() -> None:
 
 @pytest.mark.parametrize("scene", ["ORDER_RETURN", "REFUND_POINT_BY_EXCHANGE"])
 def test_refunded_points_do_not_count_as_earned_again(scene: str) -> None:
-    account = account_after(increase(10, 20, 20), decrease(20, 15, 5), increase(30, 15, 20, scene=scene))
+    account = account_after(
+        increase_event(10, 20, 20), decrease_event(20, 15, 5), increase_event(30, 15, 20, scene=scene)
+    )
 
     assert account.lifetime_points == 20
     assert account.balance == 20
@@ -226,19 +242,19 @@ def test_refunded_points_do_not_count_as_earned_again(scene: str) -> None:
 
 def test_drift_does_not_count_as_lifetime_points() -> None:
     """Points of a missing event count as earned when the event arrives."""
-    assert account_after(increase(10, 20, 20), increase(20, 5, 55)).lifetime_points == 25
+    assert account_after(increase_event(10, 20, 20), increase_event(20, 5, 55)).lifetime_points == 25
 
 
 def test_the_update_type_gives_the_sign_and_not_the_scene() -> None:
-    assert account_after(increase(10, 20, 20), decrease(20, 5, 15, scene="SUCCESSFUL_ORDERS")).balance == 15
+    assert account_after(increase_event(10, 20, 20), decrease_event(20, 5, 15, scene="SUCCESSFUL_ORDERS")).balance == 15
 
 
 def test_events_without_a_balance_come_first_in_their_millisecond_by_event_id() -> None:
     events = [
-        increase(10, 1, 8, event_id="a"),
-        increase(10, 3, None, event_id="c"),
-        increase(10, 2, None, event_id="b"),
-        increase(10, 2, 7, event_id="d"),
+        increase_event(10, 1, 8, event_id="a"),
+        increase_event(10, 3, None, event_id="c"),
+        increase_event(10, 2, None, event_id="b"),
+        increase_event(10, 2, 7, event_id="d"),
     ]
 
     account, entries = fold(Account(), events)
@@ -250,8 +266,8 @@ def test_events_without_a_balance_come_first_in_their_millisecond_by_event_id() 
 
 def test_a_loop_may_start_at_the_balance_without_expired_points() -> None:
     """This start reveals the silent expiry, and leaves no drift."""
-    opening = [increase(10, 20, 20, 15), increase(11, 20, 40)]
-    loop = [increase(20, 10, 20, event_id="up"), decrease(20, 10, 10, event_id="down")]
+    opening = [increase_event(10, 20, 20, 15), increase_event(11, 20, 40)]
+    loop = [increase_event(20, 10, 20, event_id="up"), decrease_event(20, 10, 10, event_id="down")]
 
     account, entries = fold(Account(), [*opening, *loop])
 
@@ -263,7 +279,7 @@ def test_a_loop_may_start_at_the_balance_without_expired_points() -> None:
 
 def test_a_loop_in_the_first_millisecond_starts_at_its_smallest_balance() -> None:
     """Nothing precedes it, so not even zero is a known start."""
-    loop = [increase(10, 5, 0, event_id="up"), decrease(10, 5, -5, event_id="down")]
+    loop = [increase_event(10, 5, 0, event_id="up"), decrease_event(10, 5, -5, event_id="down")]
 
     account, entries = fold(Account(), loop)
 
@@ -273,10 +289,10 @@ def test_a_loop_in_the_first_millisecond_starts_at_its_smallest_balance() -> Non
 
 def test_lots_are_sorted_by_expiry() -> None:
     account = account_after(
-        increase(10, 1, 1),
-        increase(11, 2, 3, 300),
-        increase(12, 3, 6, 200),
-        increase(13, 4, 10, 300),
+        increase_event(10, 1, 1),
+        increase_event(11, 2, 3, 300),
+        increase_event(12, 3, 6, 200),
+        increase_event(13, 4, 10, 300),
     )
 
     assert [lot.remaining for lot in account.lots] == [3, 2, 4, 1]
@@ -284,8 +300,8 @@ def test_lots_are_sorted_by_expiry() -> None:
 
 def test_a_thousand_events_of_one_millisecond_fold_fast(record_property: Callable[[str, object], None]) -> None:
     """An import may give all events the same time."""
-    ups = [increase(10, 1, n + 1, 1_000 + n, event_id=f"up-{n}") for n in range(500)]
-    downs = [decrease(10, 1, 499 - n, event_id=f"down-{n}") for n in range(500)]
+    ups = [increase_event(10, 1, n + 1, 1_000 + n, event_id=f"up-{n}") for n in range(500)]
+    downs = [decrease_event(10, 1, 499 - n, event_id=f"down-{n}") for n in range(500)]
 
     start = time.perf_counter()
     account, entries = fold(Account(), [*downs, *ups])

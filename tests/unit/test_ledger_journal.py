@@ -11,7 +11,7 @@ from pointbook_server.ledger.fold import fold
 from pointbook_server.ledger.journal import Journal
 from pointbook_server.ledger.model import Account, ApplyOutcome, Entry, Event, UpdateType
 from pointbook_server.ledger.scenes import EXPIRED_SCENE
-from support.ledger_events import ACCOUNT, account_after, decrease, increase
+from support.ledger_events import ACCOUNT, account_after, decrease_event, increase_event
 
 
 def event(at_ms: int, delta: int, balance: int | None, event_id: str = "") -> Event:
@@ -245,9 +245,9 @@ def post_to_ledger(events: Sequence[Event], event: Event) -> tuple[ApplyOutcome,
 
 
 def test_an_event_later_than_all_entries_needs_no_history() -> None:
-    account = account_after(increase(10, 20, 20))
+    account = account_after(increase_event(10, 20, 20))
 
-    result = post_event(account, (), decrease(20, 5, 15))
+    result = post_event(account, (), decrease_event(20, 5, 15))
 
     assert result.outcome is ApplyOutcome.APPLIED
     assert result.account.balance == 15
@@ -256,8 +256,8 @@ def test_an_event_later_than_all_entries_needs_no_history() -> None:
 
 
 def test_a_missing_event_that_arrives_late_removes_the_drift() -> None:
-    events = [increase(10, 20, 20), increase(30, 5, 55)]
-    late = increase(20, 30, 50)
+    events = [increase_event(10, 20, 20), increase_event(30, 5, 55)]
+    late = increase_event(20, 30, 50)
 
     outcome, changed_ids, account = post_to_ledger(events, late)
 
@@ -268,7 +268,7 @@ def test_a_missing_event_that_arrives_late_removes_the_drift() -> None:
 
 
 def test_an_event_before_the_first_changes_the_opening() -> None:
-    outcome, changed_ids, account = post_to_ledger([increase(30, 5, 55)], increase(20, 30, 50))
+    outcome, changed_ids, account = post_to_ledger([increase_event(30, 5, 55)], increase_event(20, 30, 50))
 
     assert outcome is ApplyOutcome.LATE
     assert changed_ids == []
@@ -278,20 +278,20 @@ def test_an_event_before_the_first_changes_the_opening() -> None:
 
 def test_an_event_of_the_newest_millisecond_is_late_only_before_another_entry() -> None:
     """Late means before the newest entry; the same time is not enough."""
-    events = [increase(10, 20, 20), increase(20, 10, 30, event_id="first")]
+    events = [increase_event(10, 20, 20), increase_event(20, 10, 30, event_id="first")]
 
-    after = post_to_ledger(events, decrease(20, 5, 25, event_id="second"))
-    before = post_to_ledger(events, increase(20, 0, 20, event_id="zeroth"))
+    after = post_to_ledger(events, decrease_event(20, 5, 25, event_id="second"))
+    before = post_to_ledger(events, increase_event(20, 0, 20, event_id="zeroth"))
 
     assert after[:2] == (ApplyOutcome.APPLIED, [])
     assert before[:2] == (ApplyOutcome.LATE, ["first"])
 
 
 def test_an_entry_whose_ordinal_changes_is_returned_as_changed() -> None:
-    events = [increase(10, 20, 20), increase(20, 10, 40, event_id="second")]
+    events = [increase_event(10, 20, 20), increase_event(20, 10, 40, event_id="second")]
     account, history = fold(Account(), events)
 
-    result = post_event(account, history, increase(20, 10, 30, event_id="first"))
+    result = post_event(account, history, increase_event(20, 10, 30, event_id="first"))
 
     assert [(entry.event.event_id, entry.ordinal, entry.drift) for entry in result.changed_entries] == [
         ("second", 1, 0)
@@ -299,10 +299,10 @@ def test_an_entry_whose_ordinal_changes_is_returned_as_changed() -> None:
 
 
 def test_the_same_content_with_another_event_id_is_a_duplicate() -> None:
-    events = [increase(10, 20, 20, 900), increase(20, 5, 25)]
+    events = [increase_event(10, 20, 20, 900), increase_event(20, 5, 25)]
     account, history = fold(Account(), events)
 
-    result = post_event(account, history, increase(10, 20, 20, 900, event_id="again"))
+    result = post_event(account, history, increase_event(10, 20, 20, 900, event_id="again"))
 
     assert result.outcome is ApplyOutcome.DUPLICATE
     assert result.account == account
@@ -313,43 +313,43 @@ def test_the_same_content_with_another_event_id_is_a_duplicate() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        increase(11, 20, 20, 900, event_id="other"),
-        increase(10, 21, 20, 900, event_id="other"),
-        increase(10, 20, 21, 900, event_id="other"),
-        increase(10, 20, 20, 901, event_id="other"),
-        increase(10, 20, 20, event_id="other"),
-        increase(10, 20, 20, 900, event_id="other", scene="LUCKY_DRAW"),
+        increase_event(11, 20, 20, 900, event_id="other"),
+        increase_event(10, 21, 20, 900, event_id="other"),
+        increase_event(10, 20, 21, 900, event_id="other"),
+        increase_event(10, 20, 20, 901, event_id="other"),
+        increase_event(10, 20, 20, event_id="other"),
+        increase_event(10, 20, 20, 900, event_id="other", scene="LUCKY_DRAW"),
     ],
 )
 def test_different_content_is_a_different_event(other: Event) -> None:
-    outcome, _, account = post_to_ledger([increase(10, 20, 20, 900), increase(50, 5, 25)], other)
+    outcome, _, account = post_to_ledger([increase_event(10, 20, 20, 900), increase_event(50, 5, 25)], other)
 
     assert outcome is ApplyOutcome.LATE
-    assert account == account_after(increase(10, 20, 20, 900), increase(50, 5, 25), other)
+    assert account == account_after(increase_event(10, 20, 20, 900), increase_event(50, 5, 25), other)
 
 
 def test_a_different_direction_is_a_different_event() -> None:
-    events = [increase(10, 20, 20), increase(50, 5, 25)]
+    events = [increase_event(10, 20, 20), increase_event(50, 5, 25)]
 
-    outcome, _, _ = post_to_ledger(events, decrease(10, 20, 20, event_id="other", scene="SUCCESSFUL_ORDERS"))
+    outcome, _, _ = post_to_ledger(events, decrease_event(10, 20, 20, event_id="other", scene="SUCCESSFUL_ORDERS"))
 
     assert outcome is ApplyOutcome.LATE
 
 
 def test_events_without_a_balance_differ_by_event_id_only() -> None:
     """Two equal changes of one millisecond may both have happened."""
-    events = [increase(10, 20, 20), decrease(20, 5, None)]
+    events = [increase_event(10, 20, 20), decrease_event(20, 5, None)]
 
-    outcome, _, account = post_to_ledger(events, decrease(20, 5, None, event_id="zz-another"))
+    outcome, _, account = post_to_ledger(events, decrease_event(20, 5, None, event_id="zz-another"))
 
     assert outcome is ApplyOutcome.APPLIED
     assert account.balance == 10
 
 
 def test_an_event_without_a_balance_is_refused_if_the_balance_would_be_negative() -> None:
-    account = account_after(increase(10, 20, 20))
+    account = account_after(increase_event(10, 20, 20))
 
-    result = post_event(account, (), decrease(20, 21, None))
+    result = post_event(account, (), decrease_event(20, 21, None))
 
     assert result.outcome is ApplyOutcome.REFUSED
     assert result.account == account
@@ -357,19 +357,19 @@ def test_an_event_without_a_balance_is_refused_if_the_balance_would_be_negative(
 
 
 def test_an_event_without_a_balance_may_take_the_last_point() -> None:
-    result = post_event(account_after(increase(10, 20, 20)), (), decrease(20, 20, None))
+    result = post_event(account_after(increase_event(10, 20, 20)), (), decrease_event(20, 20, None))
 
     assert result.outcome is ApplyOutcome.APPLIED
     assert result.account.balance == 0
 
 
 def test_a_new_account_refuses_a_decrease_without_a_balance() -> None:
-    assert post_event(Account(), (), decrease(20, 1, None)).outcome is ApplyOutcome.REFUSED
-    assert post_event(Account(), (), increase(20, 1, None)).outcome is ApplyOutcome.APPLIED
+    assert post_event(Account(), (), decrease_event(20, 1, None)).outcome is ApplyOutcome.REFUSED
+    assert post_event(Account(), (), increase_event(20, 1, None)).outcome is ApplyOutcome.APPLIED
 
 
 def test_an_event_with_a_balance_is_never_refused() -> None:
-    result = post_event(account_after(increase(10, 20, 20)), (), decrease(20, 50, -30))
+    result = post_event(account_after(increase_event(10, 20, 20)), (), decrease_event(20, 50, -30))
 
     assert result.outcome is ApplyOutcome.APPLIED
     assert result.account.balance == -30
@@ -377,9 +377,9 @@ def test_an_event_with_a_balance_is_never_refused() -> None:
 
 def test_a_late_event_without_a_balance_is_refused_if_a_later_balance_would_be_negative() -> None:
     """There are enough points at its own position."""
-    events = [increase(10, 20, 20), decrease(30, 15, None), increase(40, 100, None)]
+    events = [increase_event(10, 20, 20), decrease_event(30, 15, None), increase_event(40, 100, None)]
 
-    outcome, changed_ids, account = post_to_ledger(events, decrease(20, 10, None))
+    outcome, changed_ids, account = post_to_ledger(events, decrease_event(20, 10, None))
 
     assert outcome is ApplyOutcome.REFUSED
     assert changed_ids == []
@@ -388,10 +388,10 @@ def test_a_late_event_without_a_balance_is_refused_if_a_later_balance_would_be_n
 
 def test_a_late_event_without_a_balance_is_checked_up_to_the_next_balance_only() -> None:
     """It has no effect on balances after an event that carries one."""
-    events = [increase(10, 20, 20), decrease(30, 5, 0), decrease(40, 1, None)]
+    events = [increase_event(10, 20, 20), decrease_event(30, 5, 0), decrease_event(40, 1, None)]
 
     # The balance after 0 is negative with or without it.
-    outcome, _, account = post_to_ledger(events, decrease(20, 15, None))
+    outcome, _, account = post_to_ledger(events, decrease_event(20, 15, None))
 
     assert outcome is ApplyOutcome.LATE
     assert account.balance == -1
@@ -400,6 +400,8 @@ def test_a_late_event_without_a_balance_is_checked_up_to_the_next_balance_only()
 
 def test_an_event_without_a_balance_is_checked_at_its_position_in_its_millisecond() -> None:
     """It precedes events with a balance, so it cannot spend their points."""
-    outcome, _, _ = post_to_ledger([increase(10, 20, 20), increase(20, 50, 70)], decrease(20, 30, None, event_id="d"))
+    outcome, _, _ = post_to_ledger(
+        [increase_event(10, 20, 20), increase_event(20, 50, 70)], decrease_event(20, 30, None, event_id="d")
+    )
 
     assert outcome is ApplyOutcome.REFUSED

@@ -19,7 +19,7 @@ from pointbook_cli.points_import.points_file import (
     parse_time_ms,
 )
 from pointbook_cli.points_import.sorted_lines import SortedLines
-from support.harness import NOW_MS, at
+from support.clocks import NOW_MS, at
 
 HEADER = (
     "event_id,merchant_id,store_id,buyer_id,update_type,updated_scene,updated_value,"

@@ -19,7 +19,7 @@ EMPTY = Account()
 PROGRAM = Program("merchant", 1, ("store",))
 
 
-def booking(event_id: str, **changes: Any) -> Booking:
+def booking_event(event_id: str, **changes: Any) -> Booking:
     """Build a decrease of five points, one second ago."""
     values: dict[str, Any] = {
         "account": ONE,
@@ -40,7 +40,7 @@ def find(*bookings: Booking, program: Program = PROGRAM, account: Account = EMPT
 
 
 def test_newest_booking_is_claimed_in_any_order() -> None:
-    older, newer, last = booking("a", at_ms=NOW_MS - 2_000), booking("b"), booking("c", ordinal=1)
+    older, newer, last = booking_event("a", at_ms=NOW_MS - 2_000), booking_event("b"), booking_event("c", ordinal=1)
 
     assert find(older, newer) == find(newer, older) == "b"
     assert find(last, newer, older) == find(older, newer, last) == "c"
@@ -59,7 +59,7 @@ def test_newest_booking_is_claimed_in_any_order() -> None:
     ],
 )
 def test_bookings_that_do_not_match_are_not_claimed(changes: dict[str, Any]) -> None:
-    assert find(booking("a", **changes)) is None
+    assert find(booking_event("a", **changes)) is None
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_booking_is_not_claimed_if_other_holds_need_its_points(left: int, held: 
     lots = (Lot(left, left, None, "left"),) if left else ()
     account = Account(lots=lots, holds=(Hold("r", held, NOW_MS, NOW_MS + 1),))
 
-    assert find(booking("a"), account=account) == expected
+    assert find(booking_event("a"), account=account) == expected
 
 
 @pytest.mark.parametrize("lead_ms", [None, 0, 1, 5_000, 86_400_000])
@@ -81,7 +81,7 @@ def test_lead_is_the_same_as_that_of_holds(lead_ms: int | None, off_ms: int) -> 
     hold = Hold("r", 5, NOW_MS, NOW_MS + 1, lead_ms=settlement_lead_ms(program))
 
     is_settled = find_settled_hold([hold], 5, "CASHBACK", at_ms, NOW_MS) is not None
-    assert is_settled is (find(booking("a", at_ms=at_ms), program=program) == "a") is (off_ms <= 0)
+    assert is_settled is (find(booking_event("a", at_ms=at_ms), program=program) == "a") is (off_ms <= 0)
 
 
 def test_first_draws_of_entry_are_those_of_decrease() -> None:

@@ -14,7 +14,7 @@ LIST = ("stores", "m")
 """The scope of the page tokens."""
 
 
-def wrong_fields(fields: Fields) -> dict[str, str]:
+def collected_violations(fields: Fields) -> dict[str, str]:
     """Return the violations of a collector, by field."""
     if fields.is_clean:
         return {}
@@ -39,7 +39,7 @@ def test_all_invalid_fields_are_named_at_once() -> None:
 
     with pytest.raises(PointbookError, match=r"a\.id, a\.count, b"):
         fields.check()
-    assert wrong_fields(fields) == {"a.id": "is required", "a.count": "must be 1 to 10", "b": "is required"}
+    assert collected_violations(fields) == {"a.id": "is required", "a.count": "must be 1 to 10", "b": "is required"}
 
 
 def test_a_blank_reason_is_refused_unless_allowed() -> None:
@@ -48,7 +48,7 @@ def test_a_blank_reason_is_refused_unless_allowed() -> None:
     fields.reason("b", "", may_be_blank=True)
 
     assert fields.reason("c", " ", may_be_blank=True) == " "
-    assert wrong_fields(fields) == {"a": "is required", "b": "is required"}
+    assert collected_violations(fields) == {"a": "is required", "b": "is required"}
 
 
 @pytest.mark.parametrize("value", ["x", "!", "~", "x" * 64])
@@ -64,7 +64,7 @@ def test_other_ids_are_invalid(value: str) -> None:
     fields = Fields()
     fields.identifier("id", value)
 
-    assert set(wrong_fields(fields)) == {"id"}
+    assert set(collected_violations(fields)) == {"id"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_other_decimals_are_invalid(value: str) -> None:
     fields = Fields()
 
     assert fields.decimal("value", value) is None
-    assert set(wrong_fields(fields)) == {"value"}
+    assert set(collected_violations(fields)) == {"value"}
 
 
 def test_digits_after_the_point_can_be_limited() -> None:
@@ -144,7 +144,7 @@ def test_digits_after_the_point_can_be_limited() -> None:
 
     assert fields.decimal("a", "1.125", digits_after=3) == Decimal("1.125")
     assert fields.decimal("b", "1.1250", digits_after=3) is None
-    assert set(wrong_fields(fields)) == {"b"}
+    assert set(collected_violations(fields)) == {"b"}
 
 
 def test_decimals_are_written_without_exponent() -> None:
@@ -176,7 +176,7 @@ def test_impossible_times_are_invalid(value: Timestamp) -> None:
     fields = Fields()
     fields.time_ms("time", value)
 
-    assert set(wrong_fields(fields)) == {"time"}
+    assert set(collected_violations(fields)) == {"time"}
 
 
 @pytest.mark.parametrize("time_ms", [-1, 0, 1_798_761, 1_798_761_600, 946_684_799_999])
@@ -186,7 +186,7 @@ def test_time_before_2000_hints_at_seconds_taken_for_milliseconds(time_ms: int) 
     fields.time_ms("event", to_timestamp(time_ms), low=946_684_800_000)
     fields.time_ms("filter", to_timestamp(-2_000), low=-1_000)
 
-    violations = wrong_fields(fields)
+    violations = collected_violations(fields)
     assert "before 2000: a value in seconds may have been taken for milliseconds" in violations["event"]
     assert "seconds" not in violations["filter"]
 
@@ -199,7 +199,7 @@ def test_time_bounds_are_inclusive_and_named() -> None:
     fields.time_ms("d", to_timestamp(2_001), low=1_000, high=2_000)
 
     limits = "must be 1970-01-01T00:00:01Z to 1970-01-01T00:00:02Z"
-    assert wrong_fields(fields) == {"c": limits, "d": limits}
+    assert collected_violations(fields) == {"c": limits, "d": limits}
 
 
 def test_page_size_is_1_to_1000_and_50_by_default() -> None:
@@ -209,7 +209,7 @@ def test_page_size_is_1_to_1000_and_50_by_default() -> None:
     assert fields.is_clean
     fields.page_size("big", 1_001)
     fields.page_size("small", -1)
-    assert set(wrong_fields(fields)) == {"big", "small"}
+    assert set(collected_violations(fields)) == {"big", "small"}
 
 
 def test_list_violations_name_the_list_or_the_item() -> None:
@@ -221,7 +221,7 @@ def test_list_violations_name_the_list_or_the_item() -> None:
     fields.each("short", [], fields.identifier, count_max=2, count_min=1)
     fields.each("twice", ["a", "a"], fields.identifier, count_max=2)
     fields.each("items", ["a", "b c"], fields.identifier, count_max=2)
-    assert set(wrong_fields(fields)) == {"long", "short", "twice", "items[1]"}
+    assert set(collected_violations(fields)) == {"long", "short", "twice", "items[1]"}
 
 
 def test_page_token_returns_its_position() -> None:
@@ -258,7 +258,7 @@ def test_other_page_tokens_are_invalid(token: str) -> None:
     fields = Fields()
 
     assert read_page(fields, ListStoresRequest(page_token=token), LIST, first=("",)).after == ("",)
-    assert set(wrong_fields(fields)) == {"page_token"}
+    assert set(collected_violations(fields)) == {"page_token"}
 
 
 @pytest.mark.parametrize("position", [2**63, -(2**63) - 1, 10**30])
@@ -268,4 +268,4 @@ def test_numbers_beyond_64_bits_are_invalid_positions(position: int) -> None:
     request = ListStoresRequest(page_token=write_token(LIST, (position,)))
 
     assert read_page(fields, request, LIST, first=(0,)).after == (0,)
-    assert set(wrong_fields(fields)) == {"page_token"}
+    assert set(collected_violations(fields)) == {"page_token"}

@@ -52,7 +52,7 @@ def translate_raw(field: str, literal: str) -> points_pb2.PointsUpdate:
     return points_update(HEADERS, body.encode())
 
 
-def wrong_fields(raw_body: bytes, headers: Mapping[str, str] = HEADERS) -> list[str]:
+def malformed_fields(raw_body: bytes, headers: Mapping[str, str] = HEADERS) -> list[str]:
     """Return the names of the wrong fields of a body."""
     with pytest.raises(MalformedWebhook) as caught:
         points_update(headers, raw_body)
@@ -61,7 +61,7 @@ def wrong_fields(raw_body: bytes, headers: Mapping[str, str] = HEADERS) -> list[
 
 def wrong_fields_of(**changes: Any) -> list[str]:
     """Return the names of the wrong fields of the example body with changed fields."""
-    return wrong_fields(json.dumps(BODY | changes).encode())
+    return malformed_fields(json.dumps(BODY | changes).encode())
 
 
 def test_every_field_of_a_body_is_translated() -> None:
@@ -144,7 +144,7 @@ def test_value_that_is_not_a_long_is_wrong_and_read_quickly(field: str, literal:
     body = json.dumps(BODY | {field: "@"}).replace('"@"', literal).encode()
     started = time.perf_counter()
 
-    assert wrong_fields(body) == [field]
+    assert malformed_fields(body) == [field]
     assert time.perf_counter() - started < 0.5
 
 
@@ -153,8 +153,8 @@ def test_nan_and_infinity_are_wrong_in_every_field(literal: str) -> None:
     ours = json.dumps(BODY | {"updated_value": "@"}).replace('"@"', literal).encode()
     other = json.dumps(BODY | {"other": "@"}).replace('"@"', literal).encode()
 
-    assert set(wrong_fields(ours)) == {"body", "updated_value"}
-    assert wrong_fields(other) == ["body"]
+    assert set(malformed_fields(ours)) == {"body", "updated_value"}
+    assert malformed_fields(other) == ["body"]
 
 
 def test_negative_magnitude_is_wrong() -> None:
@@ -303,7 +303,7 @@ def test_missing_or_malformed_merchant_header_is_wrong(value: str | None) -> Non
     if value is not None:
         headers["X-Shopline-Merchant-Id"] = value
 
-    assert wrong_fields(json.dumps(BODY).encode(), headers) == ["X-Shopline-Merchant-Id"]
+    assert malformed_fields(json.dumps(BODY).encode(), headers) == ["X-Shopline-Merchant-Id"]
 
 
 def test_all_violations_are_named_in_order_without_their_values() -> None:
@@ -331,13 +331,13 @@ def test_all_violations_are_named_in_order_without_their_values() -> None:
 def test_repeated_field_is_wrong(field: str) -> None:
     text = json.dumps(BODY)[:-1] + f', "{field}": {json.dumps(BODY[field])}}}'
 
-    assert wrong_fields(text.encode()) == [field]
+    assert malformed_fields(text.encode()) == [field]
 
 
 def test_repeated_unknown_name_is_wrong_and_not_quoted() -> None:
     text = json.dumps(BODY)[:-1] + ', "private": 1, "private": 2, "p2": {"a": 1, "a": 2}}'
 
-    assert wrong_fields(text.encode()) == ["body"]
+    assert malformed_fields(text.encode()) == ["body"]
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_repeated_unknown_name_is_wrong_and_not_quoted() -> None:
     ],
 )
 def test_body_that_is_not_a_json_object_in_utf_8_is_wrong(raw_body: bytes) -> None:
-    assert wrong_fields(raw_body) == ["body"]
+    assert malformed_fields(raw_body) == ["body"]
 
 
 json_values = st.recursive(
@@ -380,7 +380,7 @@ def test_any_json_value_is_translated_to_a_valid_message_or_malformed(changes: d
 
 @given(raw_body=st.binary())
 def test_random_bytes_are_malformed(raw_body: bytes) -> None:
-    assert wrong_fields(raw_body)
+    assert malformed_fields(raw_body)
 
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -407,7 +407,7 @@ def test_leading_byte_order_mark_does_not_change_the_event(prefix: bytes) -> Non
     ],
 )
 def test_other_byte_order_marks_and_encodings_are_wrong(raw_body: bytes) -> None:
-    assert wrong_fields(raw_body) == ["body"]
+    assert malformed_fields(raw_body) == ["body"]
 
 
 TOPIC = "app_memberSystem_points/challenged"

@@ -39,7 +39,7 @@ def translate(topic: str = "customers/update", **changes: Any) -> customers_pb2.
     return customer_update(topic, HEADERS, json.dumps(body | changes).encode())
 
 
-def wrong_fields(topic: str, body: object, headers: dict[str, str] = HEADERS) -> set[str]:
+def malformed_fields(topic: str, body: object, headers: dict[str, str] = HEADERS) -> set[str]:
     """Return the names of the wrong fields of a body."""
     with pytest.raises(MalformedWebhook) as caught:
         customer_update(topic, headers, json.dumps(body).encode())
@@ -114,29 +114,29 @@ def test_absent_phone_and_email_are_not_set() -> None:
 
 def test_body_of_another_topic_is_no_redaction_and_vice_versa() -> None:
     """Topics are not signed, so no other body may erase personal data."""
-    assert wrong_fields("customers/redact", BODY) == {"customer.id", "shop_id", "update_time"}
+    assert malformed_fields("customers/redact", BODY) == {"customer.id", "shop_id", "update_time"}
     for topic in ("customers/create", "customers/update", "customers/delete"):
-        assert wrong_fields(topic, REDACTION) == {"id", "updated_at"}
+        assert malformed_fields(topic, REDACTION) == {"id", "updated_at"}
 
 
 def test_all_violations_are_named_including_headers() -> None:
     wrong = {"id": "", "phone": 13800000000, "email": ["ada@example.com"], "updated_at": "yesterday"}
     names = {"X-Shopline-Merchant-Id", "X-Shopline-Shop-Id", "id", "phone", "email", "updated_at"}
-    assert wrong_fields("customers/update", wrong, {}) == names
-    assert wrong_fields("customers/redact", {"customer": [], "shop_id": 1.5}, {}) == {
+    assert malformed_fields("customers/update", wrong, {}) == names
+    assert malformed_fields("customers/redact", {"customer": [], "shop_id": 1.5}, {}) == {
         "X-Shopline-Merchant-Id",
         "shop_id",
         "customer.id",
         "update_time",
     }
-    assert wrong_fields("customers/update", []) == {"body"}
+    assert malformed_fields("customers/update", []) == {"body"}
 
 
 @pytest.mark.parametrize(
     "time", ["2022-05-31T15:32:46", "2022-05-31", "", None, 1653982366000, "0001-01-01T00:00:00+23:59", "10000-01-01"]
 )
 def test_time_without_offset_or_out_of_range_is_wrong(time: object) -> None:
-    assert wrong_fields("customers/update", BODY | {"updated_at": time}) == {"updated_at"}
+    assert malformed_fields("customers/update", BODY | {"updated_at": time}) == {"updated_at"}
 
 
 def test_text_with_a_lone_surrogate_is_wrong() -> None:

@@ -34,7 +34,9 @@ def translate(
     return translate_missed_call.missed_call({"content-type": media_type}, query, raw_body, names, NOW_MS)
 
 
-def wrong_fields(body: dict[str, Any] | str | bytes, media_type: str = JSON, query: str = "", **names: str) -> set[str]:
+def malformed_fields(
+    body: dict[str, Any] | str | bytes, media_type: str = JSON, query: str = "", **names: str
+) -> set[str]:
     """Return the names of the wrong fields of a callback."""
     with pytest.raises(translate_missed_call.MalformedCall) as caught:
         translate(body, media_type, query, **names)
@@ -104,8 +106,8 @@ def test_international_number_in_every_notation(number: object, media_type: str)
     ],
 )
 def test_national_withheld_or_malformed_number_is_wrong(number: object) -> None:
-    assert wrong_fields(CALL | {"caller_number": number}) == {"caller_number"}
-    assert wrong_fields(CALL | {"called_number": number}) == {"called_number"}
+    assert malformed_fields(CALL | {"caller_number": number}) == {"caller_number"}
+    assert malformed_fields(CALL | {"called_number": number}) == {"called_number"}
 
 
 @pytest.mark.parametrize(
@@ -150,13 +152,16 @@ def test_time_in_every_notation(time: object, time_ms: int) -> None:
     ],
 )
 def test_time_without_offset_or_out_of_range_is_wrong(time: object) -> None:
-    assert wrong_fields(CALL | {"call_time": time}) == {"call_time"}
+    assert malformed_fields(CALL | {"call_time": time}) == {"call_time"}
 
 
 @pytest.mark.parametrize("value", ["", None, "two words", "\x00", "\u00fc", "x" * 129, False, {}, "\ud800"])
 def test_ids_are_visible_ascii_of_limited_length(value: object) -> None:
-    assert wrong_fields(CALL | {"provider_call_id": value, "merchant_id": value}) == {"provider_call_id", "merchant_id"}
-    assert wrong_fields(CALL | {"merchant_id": "x" * 65}) == {"merchant_id"}
+    assert malformed_fields(CALL | {"provider_call_id": value, "merchant_id": value}) == {
+        "provider_call_id",
+        "merchant_id",
+    }
+    assert malformed_fields(CALL | {"merchant_id": "x" * 65}) == {"merchant_id"}
     assert translate(CALL | {"provider_call_id": 17, "merchant_id": 18}).merchant_id == "18"
 
 
@@ -176,7 +181,7 @@ def test_mapped_names_replace_ours() -> None:
     body = {name.upper(): value for name, value in CALL.items()} | {"caller_number": "other", "CITY": ["M\u00fcnchen"]}
 
     assert translate(body, **names) == translate(CALL)
-    assert wrong_fields(CALL, **names) == {name.upper() for name in CALL if name != "call_time"}
+    assert malformed_fields(CALL, **names) == {name.upper() for name in CALL if name != "call_time"}
     assert translate(urlencode(body).encode() + b"&NOTE=M%FCnchen&NOTE=\xfc", FORM, **names) == translate(CALL)
 
 
@@ -186,33 +191,33 @@ def test_merchant_may_be_in_the_query_under_our_name() -> None:
     assert translate(rest, query="merchant_id=2000001234") == translate(CALL)
     assert translate(CALL, query="merchant_id=2000001234") == translate(CALL)
     assert translate(rest, query="a=b&merchant_id=2000001234", merchant_id="Account") == translate(CALL)
-    assert wrong_fields(CALL, query="merchant_id=2000001235") == {"merchant_id"}
-    assert wrong_fields(rest, query="merchant_id=1&merchant_id=2") == {"merchant_id"}
-    assert wrong_fields(rest, query="") == {"merchant_id"}
-    assert wrong_fields({"merchant_id": "m"}, query=urlencode(CALL)) == set(CALL) - {"call_time"}
+    assert malformed_fields(CALL, query="merchant_id=2000001235") == {"merchant_id"}
+    assert malformed_fields(rest, query="merchant_id=1&merchant_id=2") == {"merchant_id"}
+    assert malformed_fields(rest, query="") == {"merchant_id"}
+    assert malformed_fields({"merchant_id": "m"}, query=urlencode(CALL)) == set(CALL) - {"call_time"}
 
 
 def test_field_with_two_different_values_is_wrong() -> None:
-    assert wrong_fields(urlencode(CALL) + "&caller_number=8613900000009", FORM) == {"caller_number"}
+    assert malformed_fields(urlencode(CALL) + "&caller_number=8613900000009", FORM) == {"caller_number"}
     assert translate(urlencode(CALL) + "&provider_call_id=CA17", FORM) == translate(CALL)
-    assert wrong_fields(json.dumps(CALL)[:-1] + ', "call_time": "1795341600"}') == {"call_time"}
+    assert malformed_fields(json.dumps(CALL)[:-1] + ', "call_time": "1795341600"}') == {"call_time"}
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"1", b"\xff{}", b'{"a":' * 100_000, b"\xef\xbb\xbf", b"[[1, 2]]"]
 )
 def test_body_that_is_not_a_json_object_is_wrong(body: bytes) -> None:
-    assert wrong_fields(body) == {"body"}
+    assert malformed_fields(body) == {"body"}
 
 
 def test_form_with_too_many_fields_or_without_fields_is_wrong() -> None:
-    assert wrong_fields("a=b&" * 1_001, FORM) == {"body"}
-    assert wrong_fields(bytes(range(256)), FORM) == set(CALL) - {"call_time"}
+    assert malformed_fields("a=b&" * 1_001, FORM) == {"body"}
+    assert malformed_fields(bytes(range(256)), FORM) == set(CALL) - {"call_time"}
 
 
 @pytest.mark.parametrize("media_type", ["", "text/plain", "multipart/form-data; boundary=x", "application/jsonp"])
 def test_other_media_types_are_wrong(media_type: str) -> None:
-    assert wrong_fields(json.dumps(CALL), media_type) == {"Content-Type"}
+    assert malformed_fields(json.dumps(CALL), media_type) == {"Content-Type"}
 
 
 @pytest.mark.parametrize("media_type", [JSON, FORM])
@@ -224,4 +229,4 @@ def test_leading_byte_order_mark_is_skipped(media_type: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
 def test_encodings_other_than_utf_8_are_wrong(encoding: str) -> None:
-    assert wrong_fields(json.dumps(CALL).encode(encoding)) == {"body"}
+    assert malformed_fields(json.dumps(CALL).encode(encoding)) == {"body"}
