@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 from pointbook.v1 import access_pb2, benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.access.methods import METHODS
 from pointbook_server.db.tables import metadata
-from pointbook_server.errors import REASONS, Reason
+from pointbook_server.reasons import REASONS, Reason
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings
 

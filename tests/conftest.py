@@ -1,4 +1,4 @@
-"""Fixtures: a PostgreSQL per process, a database and a server per file, a shop per test."""
+"""Fixtures: PostgreSQL per process, database and server per file, shop per test."""
 
 from collections.abc import AsyncIterator, Callable, Generator
 

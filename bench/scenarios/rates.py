@@ -1,6 +1,6 @@
 """The rates that a run can measure, and the bars for their ratios.
 
-Source: docs/reference/performance-bars.md
+Source: docs/reference/performance-bars.md#speed
 """
 
 from collections.abc import Collection

@@ -128,7 +128,10 @@ class Server:
         self._maintenance_task = asyncio.create_task(self._maintenance.run_maintenance())
 
     async def stop(self) -> None:
-        """Set health to NOT_SERVING, let running calls finish within the drain time, and close everything."""
+        """Stop serving.
+
+        Health turns NOT_SERVING, running calls finish within the drain time, and then everything is closed.
+        """
         if self._maintenance_task is not None:
             self._maintenance_task.cancel()
         self._health.stop()

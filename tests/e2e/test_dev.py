@@ -32,7 +32,7 @@ BUYER_ID = "2404721679"
 SECRET = "dev-secret"
 READY_SECONDS_MAX = 5.0
 STOP_SECONDS_MAX = 10.0
-SEED = {
+EXAMPLE_WEBHOOK = {
     "buyer_id": BUYER_ID,
     "points_balance": 20,
     "points_expiry_time": None,
@@ -188,15 +188,15 @@ async def test_data_folder_and_keys_are_private(dev: Dev) -> None:
 
 
 async def test_shoplines_sample_webhook_counts_once(dev: Dev) -> None:
-    hexadecimal = await dev.deliver(SEED)
+    hexadecimal = await dev.deliver(EXAMPLE_WEBHOOK)
     assert (hexadecimal.status_code, hexadecimal.json()) == (200, {"outcome": "APPLIED"})
     assert await dev.balance() == 20
 
-    digest = hmac.digest(SECRET.encode(), json.dumps(SEED).encode(), "sha256")
+    digest = hmac.digest(SECRET.encode(), json.dumps(EXAMPLE_WEBHOOK).encode(), "sha256")
     repetitions = (
-        await dev.deliver(SEED),
-        await dev.deliver(SEED, Webhook_Id="0123456789abcdef01234567"),
-        await dev.deliver(SEED, Hmac_Sha256=base64.b64encode(digest).decode()),
+        await dev.deliver(EXAMPLE_WEBHOOK),
+        await dev.deliver(EXAMPLE_WEBHOOK, Webhook_Id="0123456789abcdef01234567"),
+        await dev.deliver(EXAMPLE_WEBHOOK, Hmac_Sha256=base64.b64encode(digest).decode()),
     )
     assert [response.json() for response in repetitions] == [{"outcome": "DUPLICATE"}] * 3
     differs = [response.headers.get("x-pointbook-webhook-id-differs") for response in repetitions]
@@ -206,9 +206,9 @@ async def test_shoplines_sample_webhook_counts_once(dev: Dev) -> None:
 
 
 async def test_a_forged_webhook_gets_401_and_changes_nothing(dev: Dev) -> None:
-    raw = json.dumps(SEED | {"buyer_id": "forged"}).encode()
+    raw = json.dumps(EXAMPLE_WEBHOOK | {"buyer_id": "forged"}).encode()
     forged = await dev.deliver(
-        SEED | {"buyer_id": "forged"}, Hmac_Sha256=hmac.new(b"another", raw, "sha256").hexdigest()
+        EXAMPLE_WEBHOOK | {"buyer_id": "forged"}, Hmac_Sha256=hmac.new(b"another", raw, "sha256").hexdigest()
     )
     assert forged.status_code == 401
     assert forged.headers["content-type"] == "application/problem+json"
@@ -219,7 +219,9 @@ async def test_a_forged_webhook_gets_401_and_changes_nothing(dev: Dev) -> None:
 async def test_webhook_send_sends_samples_and_files(dev: Dev, tmp_path: Path) -> None:
     url = ("--url", f"http://{dev.http_address}/webhooks/shopline")
     file = tmp_path / "body.json"
-    file.write_text(json.dumps(SEED | {"buyer_id": "from-a-file", "updated_value": 70, "points_balance": 70}))
+    file.write_text(
+        json.dumps(EXAMPLE_WEBHOOK | {"buyer_id": "from-a-file", "updated_value": 70, "points_balance": 70})
+    )
 
     sample = await pointbook("webhook", "send", *url, "--buyer", "sample", "--value", "30", "--balance", "30")
     again = await pointbook(
@@ -238,7 +240,7 @@ async def test_webhook_send_sends_samples_and_files(dev: Dev, tmp_path: Path) ->
 
 async def test_unmet_criteria_return_their_status_codes(dev: Dev) -> None:
     buyer_id = "rich"
-    await dev.deliver(SEED | {"buyer_id": buyer_id, "updated_value": 250, "points_balance": 250})
+    await dev.deliver(EXAMPLE_WEBHOOK | {"buyer_id": buyer_id, "updated_value": 250, "points_balance": 250})
 
     codes = {
         points: (await dev.validate(buyer_id, points=points))["status"]["code"] for points in (15, 20, 200, 210, 260)
@@ -248,8 +250,8 @@ async def test_unmet_criteria_return_their_status_codes(dev: Dev) -> None:
 
 
 async def test_more_than_the_active_points_is_status_803(dev: Dev) -> None:
-    await dev.deliver(SEED | {"buyer_id": "poor"})
-    await dev.deliver(SEED | {"buyer_id": "expired", "points_expiry_time": SEED["updated_at"]})
+    await dev.deliver(EXAMPLE_WEBHOOK | {"buyer_id": "poor"})
+    await dev.deliver(EXAMPLE_WEBHOOK | {"buyer_id": "expired", "points_expiry_time": EXAMPLE_WEBHOOK["updated_at"]})
 
     assert (await dev.validate("poor", points=30))["status"]["code"] == 803
     assert (await dev.validate("poor", points=20))["redeemable"] is True
@@ -258,7 +260,7 @@ async def test_more_than_the_active_points_is_status_803(dev: Dev) -> None:
 
 async def test_the_console_prints_the_code_and_the_response_does_not(dev: Dev) -> None:
     buyer_id = "careful"
-    await dev.deliver(SEED | {"buyer_id": buyer_id, "updated_value": 250, "points_balance": 250})
+    await dev.deliver(EXAMPLE_WEBHOOK | {"buyer_id": buyer_id, "updated_value": 250, "points_balance": 250})
 
     response = await dev.validate(buyer_id, points=20, issue_otp=True)
     challenge_id = response["issuedCode"]["challengeId"]
@@ -347,7 +349,7 @@ async def test_a_restart_preserves_points_keys_and_program(tmp_path: Path, order
     settings = settings_of(data_dir, **tls, SERVER_CA_FILE="x")
     async with running("dev", folder=tmp_path, settings=settings) as process:
         first = await read_welcome(process, data_dir, time.monotonic())
-        await first.deliver(SEED)
+        await first.deliver(EXAMPLE_WEBHOOK)
         client = first.client()
         program = (
             await client.programs.GetProgram(programs_pb2.GetProgramRequest(merchant_id=MERCHANT_ID, program_id=1))
@@ -395,7 +397,7 @@ async def test_reset_erases_only_the_database_and_its_keys(tmp_path: Path) -> No
     settings = settings_of(data_dir)
     async with running("dev", folder=tmp_path, settings=settings) as process:
         first = await read_welcome(process, data_dir, time.monotonic())
-        assert (await first.deliver(SEED)).status_code == 200
+        assert (await first.deliver(EXAMPLE_WEBHOOK)).status_code == 200
         assert "in use" in one_line(await pointbook("dev", "--reset", **settings))
         assert await first.balance() == 20
         await process.kill()
@@ -456,7 +458,7 @@ async def test_after_sigkill_the_database_ends_and_acknowledged_data_stays(tmp_p
     data_dir = tmp_path / "data"
     async with running("dev", folder=tmp_path, settings=settings_of(data_dir)) as process:
         dev = await read_welcome(process, data_dir, time.monotonic())
-        assert (await dev.deliver(SEED)).status_code == 200
+        assert (await dev.deliver(EXAMPLE_WEBHOOK)).status_code == 200
         await process.kill()
     async with running("dev", folder=tmp_path, settings=settings_of(data_dir)) as process:
         again = await read_welcome(process, data_dir, time.monotonic())
@@ -475,7 +477,7 @@ async def test_a_database_of_the_settings_replaces_the_embedded_one(cluster: Clu
     settings = settings_of(data_dir, DATABASE_URL=url, SHOPLINE_SECRETS="other-secret")
     async with running("dev", folder=tmp_path, settings=settings) as process:
         dev = await read_welcome(process, data_dir, time.monotonic())
-        assert (await dev.deliver(SEED)).status_code == 401
+        assert (await dev.deliver(EXAMPLE_WEBHOOK)).status_code == 401
         sent = await pointbook(
             "webhook", "send", "--url", f"http://{dev.http_address}/webhooks/shopline", SHOPLINE_SECRETS="other-secret"
         )

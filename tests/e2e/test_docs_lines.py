@@ -1,4 +1,4 @@
-"""Every line that README.md and docs/ show with a prompt, run as printed but for the ports, and its printed answer."""
+"""Shell lines of README.md and docs/, run as printed except for the ports."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ class Terminal:
     skipped: int = 0
 
     async def paste(self, line: ShellLine) -> Finished | None:
-        """Run a line; None where it only sets a variable, or where grpcurl is not installed."""
+        """Run a line; return None for a variable, or without grpcurl."""
         assignment = ASSIGNMENT.fullmatch(line.command)
         if assignment is not None:
             await self._assign(*assignment.groups())
@@ -54,7 +54,10 @@ class Terminal:
         return await finish("bash", "-c", here, environment=environment | self.variables)
 
     async def _assign(self, name: str, value: str) -> None:
-        """Set a variable. Readers take more than a second for a page, so that `date +%s` names another buyer."""
+        """Set a variable.
+
+        Readers need more than a second for a page, so `date +%s` gives each page another buyer.
+        """
         if SHOWN_CODE in value:
             self.variables[name] = value.replace(SHOWN_CODE, self.code())
             return
@@ -63,7 +66,7 @@ class Terminal:
         self.variables[name] = await echo(value)
 
     def code(self) -> str:
-        """Return the last one-time code that the console has shown; without grpcurl none was requested."""
+        """Return the last code on the console; without grpcurl none was requested."""
         codes: list[str] = re.findall(r"message \(challenge \S+\): .*?\b(\d{6})\b", self.dev.err)
         return codes[-1] if codes else SHOWN_CODE
 
@@ -93,7 +96,7 @@ def _stable_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 async def paste_all(terminal: Terminal, lines: list[ShellLine]) -> None:
-    """Paste lines one after the other; each succeeds and answers what is printed below it."""
+    """Run lines in order; each succeeds and prints what the page prints below it."""
     for line in lines:
         finished = await terminal.paste(line)
         if finished is None:

@@ -90,7 +90,7 @@ class Clone:
 
 
 def write_quick_venv(folder: Path) -> Path:
-    """Write a module that makes `python -m venv` copy the installed pip, to save seconds."""
+    """Make `python -m venv` copy the installed pip, which saves seconds."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(QUICK_VENV.format(installed=site.getsitepackages()[0], version=VERSION))
     return folder

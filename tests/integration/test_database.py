@@ -15,7 +15,8 @@ from sqlalchemy import text
 
 from pointbook_server.db.connection_pool import KEEPALIVE_OPTIONS
 from pointbook_server.db.database import Connection, Database, Statement
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from support.database_proxy import proxied
 from support.unique_names import unique
 

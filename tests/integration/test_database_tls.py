@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from pointbook_server.db.database import Database, Statement
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from support.certificates import loopback_tls
 
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")

@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 from pointbook_server.db.database import SESSION_SETTINGS, create_engine
 from pointbook_server.db.migrations import LOCK_KEY, is_pending, migrate
 from pointbook_server.db.tables import metadata
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from support.connections import connected
 from support.embedded_database import Cluster
 from support.waiting import until, until_locks_are_awaited

@@ -7,7 +7,7 @@ import pytest
 
 from pointbook_server.db.database import Database
 from pointbook_server.db.errors import RetryTransactionError
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.event_batch import EventBatch
 from pointbook_server.ledger.model import (
     AccountKey,
@@ -18,6 +18,7 @@ from pointbook_server.ledger.model import (
     UpdateType,
     WebhookOrigin,
 )
+from pointbook_server.reasons import Reason
 from support.clients import Client
 from support.ledger import check_ledger, ledger_transactions
 from support.points import START_MS, increase

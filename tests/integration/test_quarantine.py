@@ -14,8 +14,9 @@ from pydantic import SecretStr
 
 from pointbook.v1 import customers_pb2, points_pb2, webhooks_pb2
 from pointbook_server.access.model import Scope
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.servicer import PointsServicer
+from pointbook_server.reasons import Reason
 from support.clients import Client
 from support.clocks import NOW_MS, at
 from support.refusals import Refusal, refused

@@ -17,9 +17,10 @@ from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.access.rules import split_bearer
 from pointbook_server.db.database import Database
 from pointbook_server.delivery.sender import DeliveryFailedError
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.refusal import Refusal, RefusalReason, RefusedMethod
 from pointbook_server.server import Server
 from pointbook_server.support import recorder as recording

@@ -21,7 +21,8 @@ from pydantic import SecretStr
 
 from pointbook.v1 import points_pb2, webhooks_pb2
 from pointbook_common.shopline_webhooks import POINTS_TOPIC
-from pointbook_server.errors import FieldViolation, PointbookError, Reason, store_not_found
+from pointbook_server.errors import FieldViolation, PointbookError, store_not_found
+from pointbook_server.reasons import Reason
 from shopline_shim import signature
 from support.fake_servers import (
     BODY,

@@ -17,8 +17,9 @@ from pointbook_server.access.rules import new_token, split_bearer
 from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.access.transactions import NotRotatableError, TokenTransactions
 from pointbook_server.db.database import Connection, Database
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.programs.model import Channel
+from pointbook_server.reasons import Reason
 from pointbook_server.server import Server
 from support.clients import Client
 from support.clocks import NOW_MS, TestClock

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pointbook_common.durations import DAY_MS, HOUR_MS, MINUTE_MS
 from pointbook_server.customers.model import Customer, Identifier, IdentifierKind
 from pointbook_server.delivery.sender import DeliveryFailedError
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel, Program, ValidationSettings
+from pointbook_server.reasons import Reason
 from pointbook_server.validation_codes.commands import Command, counter_names_of
 from pointbook_server.validation_codes.key_ring import KeyRing
 from pointbook_server.validation_codes.locked_state import LockedState

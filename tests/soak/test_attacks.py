@@ -351,7 +351,7 @@ async def test_replays_of_one_webhook_fill_no_disk(deployment: Deployment, figur
 
 @contextlib.asynccontextmanager
 async def slow_connections(address: str, count: int, start: bytes, then: bytes) -> AsyncIterator[None]:
-    """Keep a number of connections open that send bytes every second.
+    """Hold a number of connections open that send bytes every second.
 
     They reconnect when they are closed.
     """

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.message import DecodeError, Message
 
 from pointbook.v1 import benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
-from pointbook_server.errors import Reason
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.status_mapping import grpc_code
 from support.clients import Client
 from support.clocks import NOW_MS, at

@@ -1,4 +1,4 @@
-"""A process that imports the libraries, and then forks to start `pointbook` commands.
+"""A process with imported libraries that forks to start `pointbook` commands.
 
 A command spends most of its time on these imports. A fork runs the installed script with its own arguments,
 environment, folder and streams, and imports Pointbook's modules itself: only libraries are shared.
@@ -69,7 +69,7 @@ def main(control: socket.socket) -> None:
 
 
 def serve(control: socket.socket) -> dict[str, Any] | None:
-    """Fork for each request. Return the request in a fork, and None at the end of the server."""
+    """Fork for each request; return the request in a fork, and None at the end."""
     replies: dict[int, socket.socket] = {}
     woken, wake = os.pipe()
     for descriptor in (woken, wake):

@@ -61,7 +61,10 @@ class Finished:
 async def finish(
     *command: str | Path, environment: dict[str, str], cwd: Path = ROOT, seconds: float = COMMAND_SECONDS_MAX
 ) -> Finished:
-    """Run a command, and return its output. Kills it and raises TimeoutError after `seconds`."""
+    """Run a command, and return its output.
+
+    Kills it and raises TimeoutError after `seconds`.
+    """
     process = await asyncio.create_subprocess_exec(
         *command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environment, cwd=cwd
     )
@@ -91,7 +94,7 @@ async def pointbook(*arguments: str | Path, **settings: str) -> Finished:
 
 
 def one_line(finished: Finished) -> str:
-    """Return the message of a command that failed with exit code 2 and no other output."""
+    """Return the only message of a command that failed with exit code 2."""
     assert finished.exit_code == 2, finished
     assert finished.out == "", finished
     assert finished.err.count("\n") == 1, finished.err

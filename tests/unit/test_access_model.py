@@ -10,7 +10,8 @@ from pointbook.v1 import points_pb2, redemption_pb2, webhooks_pb2
 from pointbook_server.access.methods import METHODS, merchants_at, merchants_of
 from pointbook_server.access.model import ALL_MERCHANTS, UNRESTRICTED, Principal, Scope, Token
 from pointbook_server.access.rules import authenticate, new_token, split_bearer
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.services import SERVICE_NAMES
 
 NOW_MS = 1_000

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.batching import Batcher
 
 TURNS = 20

@@ -22,8 +22,9 @@ from pointbook_server.customers.model import (
 )
 from pointbook_server.customers.rules import newest_stamps, normalize_identifier, read_identifier, stated_contacts
 from pointbook_server.customers.tombstones import Tombstones
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
+from pointbook_server.reasons import Reason
 
 BUYER = AccountKey("s", "b")
 

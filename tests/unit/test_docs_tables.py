@@ -11,9 +11,9 @@ from pointbook_server.access.model import Scope
 from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.benefits.servicer import BenefitsServicer
 from pointbook_server.customers.servicer import CustomersServicer
-from pointbook_server.errors import Reason
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.programs.servicer import ProgramsServicer
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.webhooks.servicer import WebhooksServicer
 

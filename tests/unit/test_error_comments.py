@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pointbook_server.errors import REASONS, Reason
+from pointbook_server.reasons import REASONS, Reason
 
 ERRORS_PROTO = Path(__file__).parents[2] / "proto/pointbook/v1/errors.proto"
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.fold import fold
 from pointbook_server.ledger.journal import PostedEvent
 from pointbook_server.ledger.lots import Lot, OverflowLots
 from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, Event, UpdateType
 from pointbook_server.ledger.posting import AccountHistory, BatchResult, KnownEvent, LotsMissingError, post_batch
+from pointbook_server.reasons import Reason
 
 ONE, TWO = AccountKey("store", "one"), AccountKey("store", "two")
 NOW_MS = 1_000

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.allocation import Allocation
 from pointbook_server.redemption.model import AccountHold, HoldState, IdempotencyContent, Redemption, RedemptionState
 

@@ -5,9 +5,9 @@ from decimal import Decimal
 
 import pytest
 
-from pointbook_server.errors import Reason
 from pointbook_server.programs.model import Criteria, Program
-from pointbook_server.redemption.cap_windows import Usage, check_caps
+from pointbook_server.reasons import Reason
+from pointbook_server.redemption.caps import Usage, check_caps
 from pointbook_server.redemption.rules import Eligibility, check_amount, check_eligibility, check_program
 from pointbook_server.redemption.violations import REDEEMABLE, Violation, sort_violations, to_error
 

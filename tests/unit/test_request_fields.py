@@ -6,7 +6,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pointbook.v1.programs_pb2 import ListStoresRequest
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.pagination import read_page, write_token
 from pointbook_server.rpc.request_fields import Fields, to_decimal_text, to_timestamp
 

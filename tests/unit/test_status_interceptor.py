@@ -6,7 +6,8 @@ from typing import Any
 import grpc
 import pytest
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
 from pointbook_server.rpc.running_calls import RunningCalls
 from pointbook_server.rpc.status_interceptor import StatusInterceptor

@@ -8,7 +8,8 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from pointbook.v1 import errors_pb2
-from pointbook_server.errors import REASONS, FieldViolation, PointbookError, Reason, Retry, store_not_found
+from pointbook_server.errors import FieldViolation, PointbookError, store_not_found
+from pointbook_server.reasons import REASONS, Reason, Retry
 from pointbook_server.redemption.status_codes import STATUS_CODES
 from pointbook_server.redemption.violations import Violation, sort_violations, to_error
 from pointbook_server.rpc.status_mapping import grpc_code, to_status

@@ -6,8 +6,9 @@ import pytest
 
 from pointbook_common.durations import DAY_MS
 from pointbook_server.customers.model import Customer, Identifier, IdentifierKind
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.programs.model import Channel, PhoneNumberType, Program, ValidationSettings
+from pointbook_server.reasons import Reason
 from pointbook_server.validation_codes.model import Route
 from pointbook_server.validation_codes.routing import choose_route, mask_destination
 

@@ -7,7 +7,8 @@ import pytest
 from cryptography.exceptions import InvalidTag
 
 from pointbook_common.shopline_webhooks import POINTS_TOPIC
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.webhooks.encryption import EncryptedPayload, PayloadCipher
 from pointbook_server.webhooks.model import QuarantineReason, Webhook
 

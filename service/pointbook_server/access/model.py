@@ -5,7 +5,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pointbook_server.errors import REGISTERED_ELSEWHERE, PointbookError, Reason, store_not_found
+from pointbook_server.errors import REGISTERED_ELSEWHERE, PointbookError, store_not_found
+from pointbook_server.reasons import Reason
 
 ALL_MERCHANTS = "*"
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from hashlib import sha256
 
 from pointbook_server.access.model import Principal, Scope, Token, token_invalid
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 
 TOKEN_PREFIX = "pb"  # noqa: S105 - the prefix by which scanners recognise leaked tokens
 

@@ -12,7 +12,8 @@ from pointbook_server.access.rules import authenticate, split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.clock import Clock
 from pointbook_server.db.errors import database_unavailable
-from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason
+from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError
+from pointbook_server.reasons import Reason
 
 RELOAD_INTERVAL_SECONDS = 1.0
 """The time between two loads, and so how long a revoked token may stay valid."""

@@ -12,8 +12,9 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import POINTS_MAX
+from pointbook_server.reasons import Reason
 
 LEVEL_PREFIX = "gid://shopline/Membership/"
 COUNT_MAX = Decimal(10**9)

@@ -9,7 +9,8 @@ from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.customers.model import GroupKey, UserGroup, customer_not_found, group_not_found
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.db.errors import RetryTransactionError
-from pointbook_server.errors import FieldViolation, PointbookError, Reason, first_revision, next_revision
+from pointbook_server.errors import FieldViolation, PointbookError, first_revision, next_revision
+from pointbook_server.reasons import Reason
 
 
 class UserGroupTransactions:

@@ -11,8 +11,9 @@ from enum import StrEnum
 from hashlib import sha256
 from typing import NamedTuple
 
-from pointbook_server.errors import FieldViolation, PointbookError, Reason
+from pointbook_server.errors import FieldViolation, PointbookError
 from pointbook_server.ledger.model import AccountKey
+from pointbook_server.reasons import Reason
 
 CARDS_MAX = 50
 SOURCE_IDENTITIES_MAX = 50

@@ -22,8 +22,9 @@ from pointbook_server.customers.model import (
 from pointbook_server.customers.ownership import Ownership
 from pointbook_server.customers.rules import newest_stamps, read_identifier, stated_contacts
 from pointbook_server.db.errors import RetryTransactionError
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
+from pointbook_server.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ from sqlalchemy import text
 from pointbook_server.clock import system_clock
 from pointbook_server.db.database import Connection, Statement
 from pointbook_server.db.errors import database_unavailable
-from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason, UnusableDatabaseError
+from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, UnusableDatabaseError
 from pointbook_server.metrics import Metrics
+from pointbook_server.reasons import Reason
 
 SKEW_MS_MAX = 2_000
 """Above this difference, a server neither releases nor deletes anything in maintenance."""

@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 import asyncpg
 from sqlalchemy.exc import DBAPIError
 
-from pointbook_server.errors import RETRY_AFTER_SECONDS, DatabaseDefectError, PointbookError, Reason
+from pointbook_server.errors import RETRY_AFTER_SECONDS, DatabaseDefectError, PointbookError
+from pointbook_server.reasons import Reason
 
 CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "22012"})
 """Serialization failure, deadlock, and division by zero: the transaction had no effect and may succeed when retried.

@@ -4,11 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.holds import Hold, find_settled_hold, without_redemption
 from pointbook_server.ledger.journal import AccountChange, Journal, PostedEvent
 from pointbook_server.ledger.lots import OverflowLotsNeededError
 from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, ApplyResult, Entry, Event, UpdateType
+from pointbook_server.reasons import Reason
 
 
 class KnownEvent(NamedTuple):

@@ -12,13 +12,14 @@ import structlog
 from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_server.access.model import current_principal
 from pointbook_server.clock import Clock
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger import messages
 from pointbook_server.ledger.expiring_points import ExpiryWindow
 from pointbook_server.ledger.model import AccountKey, ApplyResult, ReceivedEvent, Void
 from pointbook_server.ledger.transactions import LedgerTransactions
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Program, Store, program_not_found
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.pagination import PageQuery, read_page, write_token
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, to_timestamp

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.db.errors import RetryTransactionError
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger import queries, rows
 from pointbook_server.ledger.account_repository import AccountRepository, lacks_lots
 from pointbook_server.ledger.event_batch import EventBatch, Redemptions
@@ -23,6 +23,7 @@ from pointbook_server.ledger.model import (
     Void,
 )
 from pointbook_server.ledger.voiding import set_void
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.pagination import PageQuery
 
 

@@ -8,7 +8,8 @@ from decimal import Decimal
 from enum import StrEnum
 
 from pointbook_common.durations import HOUR_MS, SECOND_MS
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 
 DEFAULT_SETTLEMENT_WINDOW_MS = 72 * HOUR_MS
 DEFAULT_CODE_LIFE_SECONDS = 300

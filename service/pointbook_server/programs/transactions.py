@@ -10,9 +10,10 @@ from sqlalchemy.dialects.postgresql import insert
 from pointbook_server.db.database import Connection, Database, Statement
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.db.tables import programs, stores
-from pointbook_server.errors import PointbookError, Reason, next_revision, store_not_found
+from pointbook_server.errors import PointbookError, next_revision, store_not_found
 from pointbook_server.programs import queries
 from pointbook_server.programs.model import Program, Store
+from pointbook_server.reasons import Reason
 
 
 class Quarantine(Protocol):

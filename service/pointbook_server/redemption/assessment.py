@@ -14,12 +14,12 @@ from pointbook_server.customers.model import (
     customer_ref,
 )
 from pointbook_server.customers.rules import normalize_identifier
-from pointbook_server.errors import Reason
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Channel, Program
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.allocation import SourceAccount
 from pointbook_server.redemption.bookings import Booking, find_booking
-from pointbook_server.redemption.cap_windows import Usage, check_caps
+from pointbook_server.redemption.caps import Usage, check_caps
 from pointbook_server.redemption.currency import to_points
 from pointbook_server.redemption.rules import (
     Eligibility,

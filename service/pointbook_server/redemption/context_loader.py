@@ -24,7 +24,7 @@ from pointbook_server.redemption.assessment import (
     requested_points,
 )
 from pointbook_server.redemption.bookings import settlement_lead_ms, settlement_scenes
-from pointbook_server.redemption.cap_windows import CapWindows, Usage, cap_windows_at, has_caps
+from pointbook_server.redemption.caps import CapWindows, Usage, cap_windows_at, has_caps
 from pointbook_server.redemption.violations import Violation
 
 NO_USAGE = Usage()

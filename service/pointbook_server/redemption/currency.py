@@ -11,9 +11,9 @@ from math import ceil, lcm
 
 from iso4217 import Currency
 
-from pointbook_server.errors import Reason
 from pointbook_server.ledger.model import POINTS_MAX
 from pointbook_server.programs.model import Criteria, Program
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.violations import Violation
 
 EXACT = Context(prec=100, rounding=ROUND_HALF_UP)

@@ -6,7 +6,8 @@ Source: docs/reference/redemption.md#required-validation
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.assessment import Assessment
 from pointbook_server.redemption.violations import Violation
 

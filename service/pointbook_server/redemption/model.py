@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.model import AccountKey
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.allocation import Allocation, points_by_account
 from pointbook_server.redemption.status_codes import STATUS_CODES
 

@@ -7,10 +7,11 @@ from typing import NamedTuple, Protocol
 
 from pointbook_server.db.database import Connection
 from pointbook_server.db.errors import RetryTransactionError
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.ledger.holds import Hold, release_overdue
 from pointbook_server.ledger.model import Account, AccountKey
 from pointbook_server.programs.model import Program
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import Allocation, allocate, lot_event_ids
 from pointbook_server.redemption.assessment import Assessment, RedemptionContext, assess

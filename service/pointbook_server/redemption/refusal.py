@@ -6,7 +6,8 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from pointbook_server.clock import time_ordered_id
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.assessment import Assessment, RedemptionRequest
 from pointbook_server.redemption.status_codes import STATUS_CODES
 from pointbook_server.redemption.violations import RefusedError, Violation

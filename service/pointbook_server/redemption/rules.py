@@ -1,14 +1,14 @@
 """The rules of redemption: pure functions that yield violations.
 
-The rules of the caps for a day, a week and a month are in cap_windows.py.
+The rules of the caps for a day, a week and a month are in caps.py.
 Source: docs/reference/redemption.md#criteria
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pointbook_server.errors import Reason
 from pointbook_server.programs.model import Channel, Program
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.violations import Violation
 
 

@@ -5,10 +5,11 @@ from typing import Protocol
 
 from pointbook_server.clock import Clock
 from pointbook_server.customers.model import CustomerKey
-from pointbook_server.errors import FieldViolation, PointbookError, Reason
+from pointbook_server.errors import FieldViolation, PointbookError
 from pointbook_server.ledger.model import Expiry
 from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.programs.model import Channel
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.assessment import Assessment, RedemptionContext, RedemptionRequest
 from pointbook_server.redemption.commands import (
     PendingRedemption,

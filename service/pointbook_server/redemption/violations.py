@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.status_codes import STATUS_CODES
 
 

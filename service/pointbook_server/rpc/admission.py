@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason
+from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.running_calls import current_task
 
 CALLS_MAX = 1_000

@@ -10,7 +10,8 @@ import structlog
 from pointbook_server.access.methods import METHODS, merchants_of
 from pointbook_server.access.model import UNRESTRICTED, Principal, current_principal
 from pointbook_server.access.token_cache import TokenCache
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.admission import Admission
 from pointbook_server.rpc.request_fields import parse
 from pointbook_server.rpc.request_reader import RequestReader

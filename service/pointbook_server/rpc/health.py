@@ -14,7 +14,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2
 
-from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason
+from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
 from pointbook_server.rpc.request_fields import parse
 from pointbook_server.rpc.request_reader import RequestReader

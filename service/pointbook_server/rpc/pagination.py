@@ -110,7 +110,7 @@ def read_page(fields: Fields, request: ListRequest, scope: object, *, first: P) 
 
 
 def write_token(scope: object, position: Sequence[int | str]) -> str:
-    """Return the token of the page after `position`, in the list that `scope` describes."""
+    """Return the token of the page after `position` in a list, which `scope` names."""
     return urlsafe_b64encode(json.dumps([_digest(scope), *position]).encode()).decode()
 
 

@@ -6,7 +6,7 @@ from contextvars import Context
 import grpc
 import structlog
 
-from pointbook_server.errors import Reason
+from pointbook_server.reasons import Reason
 
 SAMPLES_MAX = 10
 """How many refusals of each reason are logged individually per second."""

@@ -12,7 +12,8 @@ from zoneinfo import ZoneInfo
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pointbook_server.errors import FieldViolation, PointbookError, Reason
+from pointbook_server.errors import FieldViolation, PointbookError
+from pointbook_server.reasons import Reason
 
 ID_LENGTH_MAX = 64
 EVENT_ID_LENGTH_MAX = 128
@@ -140,7 +141,10 @@ class Fields:
         return value
 
     def reason(self, field: str, value: str, *, may_be_blank: bool = False) -> str:
-        """Read the required reason of an operation that is audited; `may_be_blank` accepts spaces alone."""
+        """Read the required reason of an audited operation.
+
+        `may_be_blank` accepts a reason that consists of spaces.
+        """
         self.present(field, is_present=bool(value if may_be_blank else value.strip()))
         return self.text(field, value, length_max=REASON_LENGTH_MAX)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import grpc
 
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.running_calls import current_task
 
 TICKS = 10

@@ -10,8 +10,9 @@ import grpc
 import structlog
 
 from pointbook_server.access.model import current_principal
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.logs import current_call
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
 from pointbook_server.rpc.running_calls import RunningCalls
 from pointbook_server.rpc.status_mapping import REQUEST_ID_HEADER, abort, grpc_code

@@ -10,7 +10,8 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, ResourceInfo, Re
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from pointbook_server.errors import REASONS, PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import REASONS, Reason
 from pointbook_server.rpc.refusal_limits import RefusalLog
 
 DOMAIN = "pointbook"

@@ -1,6 +1,7 @@
 """Errors of one-time codes."""
 
-from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError, Reason
+from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError
+from pointbook_server.reasons import Reason
 
 
 def send_limit_reached(limit: str, retry_after_seconds: float) -> PointbookError:

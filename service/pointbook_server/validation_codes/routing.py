@@ -10,8 +10,9 @@ import phonenumbers
 from pointbook_common.durations import DAY_MS
 from pointbook_server.customers import phones
 from pointbook_server.customers.model import Customer, IdentifierKind
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.programs.model import Channel, PhoneNumberType, Program, ValidationSettings
+from pointbook_server.reasons import Reason
 from pointbook_server.validation_codes.code_errors import no_destination, send_limit_reached
 from pointbook_server.validation_codes.model import Route
 

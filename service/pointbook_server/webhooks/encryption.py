@@ -21,7 +21,8 @@ from hashlib import sha256
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from pointbook_server.errors import PointbookError, Reason, key_not_configured
+from pointbook_server.errors import PointbookError, key_not_configured
+from pointbook_server.reasons import Reason
 from pointbook_server.webhooks.model import Header, Webhook, WebhookContent
 
 NONCE_BYTES = 12

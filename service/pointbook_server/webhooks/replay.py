@@ -10,7 +10,8 @@ import structlog
 from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2
 from pointbook_common.shopline_webhooks import CUSTOMER_UPDATE_KINDS, POINTS_TOPIC, STORE_ERASURE_TOPIC
 from pointbook_server.clock import Clock
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.request_fields import EVENT_ID_LENGTH_MAX, Fields, to_timestamp
 from pointbook_server.webhooks.messages import read_key, read_visibility
 from pointbook_server.webhooks.model import NO_TOPIC, ReplayClaim

@@ -6,7 +6,8 @@ import structlog
 
 from pointbook.v1 import webhooks_pb2, webhooks_pb2_grpc
 from pointbook_server.clock import Clock
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
+from pointbook_server.reasons import Reason
 from pointbook_server.rpc.pagination import read_page
 from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields
 from pointbook_server.webhooks.messages import read_filter, read_key, read_visibility, read_webhook, write_webhook

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 from pointbook_server.db.database import Connection, Database, Row, Statement
 from pointbook_server.db.errors import RetryTransactionError
-from pointbook_server.errors import PointbookError, Reason
+from pointbook_server.errors import PointbookError
 from pointbook_server.metrics import Metrics
+from pointbook_server.reasons import Reason
 from pointbook_server.webhooks import queries
 from pointbook_server.webhooks.encryption import EncryptedPayload, PayloadCipher
 from pointbook_server.webhooks.model import (

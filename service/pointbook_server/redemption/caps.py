@@ -9,8 +9,8 @@ from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
-from pointbook_server.errors import Reason
 from pointbook_server.programs.model import Program
+from pointbook_server.reasons import Reason
 from pointbook_server.redemption.violations import Violation
 
 

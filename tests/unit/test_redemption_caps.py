@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointbook_server.redemption.cap_windows import cap_windows_at
+from pointbook_server.redemption.caps import cap_windows_at
 
 
 def ms(text: str) -> int:
