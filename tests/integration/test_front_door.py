@@ -88,6 +88,11 @@ def has_ended(connection: Http2Connection, *streams: int) -> Callable[[], bool]:
     return lambda: set(streams) <= connection.ended
 
 
+def has_received(connection: Http2Connection, stream: int) -> Callable[[], bool]:
+    """Return the condition that the client has received a message of a stream."""
+    return lambda: stream in connection.received
+
+
 async def stalled_calls(connection: Http2Connection, count: int, token: str = "") -> list[int]:
     """Start calls whose requests never arrive."""
     metadata = [("authorization", f"Bearer {token}")] if token else []
@@ -174,14 +179,20 @@ async def test_watches_of_other_connections_lock_out_no_client(
     monkeypatch.setattr(health_module, "WATCHES_MAX", 12)
     async with running_server(database_url) as (server, _), http2(address_of(server), 3) as connections:
         server_address = address_of(server)
-        watches = {connection: [await connection.call(HEALTH_WATCH) for _ in range(4)] for connection in connections}
-        await until(lambda: sum(len(each.received) for each in connections) == 12)
+        oldest = []
+        for connection in connections:
+            streams = []
+            for _ in range(4):
+                streams.append(await connection.call(HEALTH_WATCH))
+                # gRPC may accept the streams of a connection in any order, so each must be served before the next.
+                await until(has_received(connection, streams[-1]))
+            oldest.append({streams[0]})
         async with calling(server.port) as client:
             client_watches = [watch(client) for _ in range(3)]
             for each in client_watches:
                 assert (await each.read()).status == SERVING
             await until(lambda: sum(len(each.ended) for each in connections) == 3)
-            assert [each.ended for each in connections] == [{streams[0]} for streams in watches.values()]
+            assert [each.ended for each in connections] == oldest
             assert not any(each.done() for each in client_watches)
             assert await grpc_health(server_address) == "SERVING"
 
