@@ -1,15 +1,26 @@
 """A developer's terminal, with the programs that the documentation uses."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
-from support.processes import clean_environment
+from support.processes import BIN, clean_environment
+
+_GRPCURL_CALL = re.compile(r"grpcurl -plaintext (-d '.*') (\S+) (\S+)")
 
 
 def find_grpcurl() -> str | None:
     """Return the path of grpcurl, on PATH or where Go installs programs."""
     return shutil.which("grpcurl", path=_path_with_go())
+
+
+def as_buf_curl(line: str) -> str | None:
+    """Return the line that makes a grpcurl line's call with buf, or None if it makes no call."""
+    if (call := _GRPCURL_CALL.fullmatch(line)) is None:
+        return None
+    request, address, method = call.groups()
+    return f"{BIN}/buf curl --protocol grpc --http2-prior-knowledge {request} http://{address}/{method}"
 
 
 def shell_environment() -> dict[str, str]:
