@@ -38,7 +38,10 @@ class Terminal:
     skipped: int = 0
 
     async def paste(self, line: ShellLine) -> Finished | None:
-        """Run a line, with buf where grpcurl is missing; return None for a variable, or if buf cannot do it."""
+        """Run a line, by buf if grpcurl is missing.
+
+        Return None for a variable, and for a line that buf cannot run.
+        """
         assignment = ASSIGNMENT.fullmatch(line.command)
         if assignment is not None:
             await self._assign(*assignment.groups())

@@ -16,7 +16,10 @@ def find_grpcurl() -> str | None:
 
 
 def as_buf_curl(line: str) -> str | None:
-    """Return the line that makes a grpcurl line's call with buf, or None if it makes no call."""
+    """Return the buf command for a grpcurl command.
+
+    Return None if it makes no call.
+    """
     if (call := _GRPCURL_CALL.fullmatch(line)) is None:
         return None
     request, address, method = call.groups()
