@@ -73,7 +73,7 @@ async def serve_pointbook(stop: asyncio.Event) -> None:
 
 async def serve_echo(stop: asyncio.Event) -> None:
     """Run the echo server, which all rates are compared with."""
-    await _serve_without_interceptors(EchoServicer(), stop)
+    await _serve_unguarded(EchoServicer(), stop)
 
 
 async def serve_plain(stop: asyncio.Event) -> None:
@@ -83,7 +83,7 @@ async def serve_plain(stop: asyncio.Event) -> None:
     engine = create_async_engine(
         "postgresql+asyncpg://", async_creator=connect, pool_size=settings.database_pool_size, max_overflow=0
     )
-    await _serve_without_interceptors(PlainPointsServicer(engine), stop)
+    await _serve_unguarded(PlainPointsServicer(engine), stop)
     await engine.dispose()
 
 
@@ -97,8 +97,8 @@ async def serve_shim(stop: asyncio.Event) -> None:
         _print_address(shim.address)
 
 
-async def _serve_without_interceptors(servicer: points_pb2_grpc.PointsServiceServicer, stop: asyncio.Event) -> None:
-    """Run a servicer with the real server's options, without its interceptors."""
+async def _serve_unguarded(servicer: points_pb2_grpc.PointsServiceServicer, stop: asyncio.Event) -> None:
+    """Run a servicer with the real server's options, but without its guards."""
     server = grpc.aio.server(options=grpc_options(reuse_port=False))
     points_pb2_grpc.add_PointsServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port(ANY_PORT)

@@ -3,10 +3,12 @@
 import asyncio
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import grpc
 import structlog
 from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from pointbook_common.open_files import max_client_connections
 from pointbook_server.access.token_cache import TokenCache
@@ -22,13 +24,13 @@ from pointbook_server.metrics import Metrics
 from pointbook_server.metrics_endpoint import MetricsEndpoint
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc.admission import Admission
-from pointbook_server.rpc.auth_interceptor import AuthInterceptor
+from pointbook_server.rpc.authentication import Authenticator
 from pointbook_server.rpc.health import SERVICE_NAME as HEALTH
 from pointbook_server.rpc.health import HealthService
 from pointbook_server.rpc.listening import grpc_options, health_options, open_port
+from pointbook_server.rpc.method_handlers import MethodHandlers
 from pointbook_server.rpc.refusal_limits import ALL_CODES, Pacer, RefusalLog
 from pointbook_server.rpc.running_calls import RunningCalls
-from pointbook_server.rpc.status_interceptor import StatusInterceptor
 from pointbook_server.rpc.tls import tls_source
 from pointbook_server.services import SERVICE_NAMES, Services
 from pointbook_server.settings import ServerSettings
@@ -71,12 +73,6 @@ class Server:
         self._skew = ClockSkew(clock, self.metrics)
         self._pacer = Pacer()
         self._running_calls = RunningCalls()
-        status_interceptor = StatusInterceptor(
-            deadline_seconds=settings.call_deadline_seconds,
-            running_calls=self._running_calls,
-            refusals=RefusalLog(),
-            pacer=self._pacer,
-        )
         self._admission = Admission(
             token_calls_max=settings.token_calls_max,
             token_calls_per_second_max=settings.token_calls_per_second_max,
@@ -88,17 +84,14 @@ class Server:
         self._maintenance_task: asyncio.Task[None] | None = None
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._server = grpc.aio.server(
-            interceptors=(status_interceptor, AuthInterceptor(self._tokens, self._admission)),
             options=grpc_options(
                 reuse_port=settings.workers > 1,
                 connections_max=settings.connections_max or max_client_connections(settings.database_pool_size),
             ),
         )
         self.services = Services(settings, self._database, senders, clock, self.metrics, development=development)
-        self.services.add_to_server(self._server)
         self._health.add_to_server(self._server)
-        if development or settings.reflection:
-            reflection.enable_server_reflection((*SERVICE_NAMES, HEALTH, reflection.SERVICE_NAME), self._server)
+        self._server.add_generic_rpc_handlers((self._build_method_handlers(),))
         self._maintenance = Maintenance(
             self._database,
             self._skew,
@@ -160,6 +153,23 @@ class Server:
         await self._database.dispose()
         if self._metrics_endpoint is not None:
             self._metrics_endpoint.close()
+
+    def _build_method_handlers(self) -> MethodHandlers:
+        """Return the guarded handlers of all services but health."""
+        handlers = MethodHandlers(
+            Authenticator(self._tokens),
+            self._admission,
+            self._running_calls,
+            deadline_seconds=self._settings.call_deadline_seconds,
+            refusals=RefusalLog(),
+            pacer=self._pacer,
+        )
+        server: Any = handlers  # Generated code expects a server, and calls only its methods that add handlers.
+        self.services.add_to_server(server)
+        if self._tokens is None or self._settings.reflection:
+            servicer = reflection.aio.ReflectionServicer((*SERVICE_NAMES, HEALTH, reflection.SERVICE_NAME))
+            add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call] # generated
+        return handlers
 
     def _listen(self, settings: ServerSettings) -> int:
         """Open the port, and return its number.

@@ -15,7 +15,7 @@ from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.customers import servicer as servicer_module
 from pointbook_server.db.database import Connection, Statement
 from pointbook_server.programs.model import Channel
-from pointbook_server.rpc import status_interceptor as status_module
+from pointbook_server.rpc import method_handlers as handlers_module
 from pointbook_server.server import Server
 from pointbook_server.webhooks.queries import LOCK_BUYERS_BODIES
 from support.clients import Client
@@ -406,7 +406,7 @@ async def test_an_update_never_moves_an_identifier(client: Client, shop: Shop) -
     theirs = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email())
     address, number = email(), mobile()
 
-    with json_logs(servicer_module, status_module) as logs:
+    with json_logs(servicer_module, handlers_module) as logs:
         first = await client.customers.ApplyCustomerUpdate(customer_update(shop, mobile=theirs.mobile, email=address))
         second = await client.customers.ApplyCustomerUpdate(
             customer_update(shop, mobile="13800000000", email=theirs.email, updated_at=at(NOW_MS - 8_000))
@@ -841,7 +841,7 @@ async def test_quarantine_usage_is_right_after_a_concurrent_redaction(
 
 async def test_identifiers_never_reach_errors_or_logs(client: Client, shop: Shop) -> None:
     theirs = await client.put_customer(shop.merchant_id, "alice", mobile=mobile(), email=email())
-    with json_logs(servicer_module, status_module) as logs:
+    with json_logs(servicer_module, handlers_module) as logs:
         errors = [
             await refused(client.put_customer(shop.merchant_id, "bob", mobile=theirs.mobile, email=theirs.email)),
             await refused(client.put_customer(shop.merchant_id, "bob", mobile=f"{theirs.mobile}x")),

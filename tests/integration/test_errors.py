@@ -22,7 +22,7 @@ from pointbook_server.db.database import TRANSACTION_ATTEMPTS_MAX, Statement
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.db.migrations import migrate
 from pointbook_server.programs.transactions import ProgramTransactions
-from pointbook_server.rpc import status_interceptor as status_module
+from pointbook_server.rpc import method_handlers as handlers_module
 from pointbook_server.rpc.listening import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
 from pointbook_server.server import Server
 from support.clients import Client
@@ -308,7 +308,7 @@ async def test_refused_call_carries_a_request_id(service: Service, shop: Shop) -
 async def test_internal_error_hides_its_cause(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log has the cause under the request id, without local variables."""
     break_store(monkeypatch, RuntimeError("the cause"))
-    with json_logs(status_module) as written:
+    with json_logs(handlers_module) as written:
         error = await failed(get_store(client, shop, metadata=(("x-request-id", "r-2"),)))
         status = refusal(error)
 
@@ -336,7 +336,7 @@ async def test_sql_defect_logs_no_parameters(
             )
 
     monkeypatch.setattr(ProgramTransactions, "read_store", broken)
-    with json_logs(status_module) as written:
+    with json_logs(handlers_module) as written:
         error = await failed(get_store(client, shop))
 
     assert error.code() is grpc.StatusCode.INTERNAL
@@ -416,7 +416,7 @@ async def test_metadata_over_eight_kib_is_refused(client: Client, shop: Shop) ->
 
 async def test_unknown_health_service_logs_no_error(service: Service) -> None:
     """Health needs no token, so it must not fill the log with errors."""
-    with json_logs(status_module) as written:
+    with json_logs(handlers_module) as written:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{service.server.port}") as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             error = await failed(stub.Check(health_pb2.HealthCheckRequest(service="nothing")))

@@ -15,8 +15,8 @@ from pointbook.v1 import points_pb2
 from pointbook_server.access import token_cache as token_cache_module
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.rpc import admission as admission_module
-from pointbook_server.rpc import auth_interceptor as auth_module
 from pointbook_server.rpc import health as health_module
+from pointbook_server.rpc import method_handlers as handlers_module
 from pointbook_server.rpc import refusal_limits as refusal_limits_module
 from pointbook_server.rpc.refusal_limits import Pacer
 from pointbook_server.server import Server
@@ -272,7 +272,7 @@ async def test_request_must_arrive_in_time(
     database_url: str, admin_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also from authenticated callers."""
-    monkeypatch.setattr(auth_module, "REQUEST_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(handlers_module, "REQUEST_SECONDS_MAX", 0.3)
     async with running_server(database_url) as (server, _), calling(server.port) as client:
         metadata = (("authorization", f"Bearer {admin_token}"),)
         forever = asyncio.Event()
@@ -428,7 +428,7 @@ async def test_call_cancelled_before_its_request_is_not_logged_as_refused(databa
             await until(lambda: len(server._admission._running) == len(stalled))
             for stream_id in stalled:
                 await connection.reset(stream_id)
-            await until(lambda: not server._admission._running and not server._running_calls._tasks)
+            await until(lambda: not server._admission._running and not len(server._running_calls))
             assert {use.running for use in server._admission._tokens.values()} == {0}
     assert "call refused" not in written.getvalue()
 

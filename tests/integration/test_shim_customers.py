@@ -16,7 +16,7 @@ from pointbook.v1 import customers_pb2, identity_pb2, webhooks_pb2
 from pointbook_cli.quarantine_client import translate_again
 from pointbook_server.customers import servicer as customers_module
 from pointbook_server.programs.model import Channel
-from pointbook_server.rpc import status_interceptor as status_module
+from pointbook_server.rpc import method_handlers as handlers_module
 from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as webhooks_module
 from shopline_shim import signature
@@ -259,7 +259,7 @@ async def test_redaction_is_503_while_the_server_has_no_code_key(
 async def test_personal_data_is_not_logged(sender: WebhookSender, shop: Shop) -> None:
     private = {"email": "private@example.com", "phone": "+8613812345678"}
     await sender.client.put_customer(shop.merchant_id, "other", email="private@example.com")
-    with json_logs(endpoint_module, status_module, customers_module, webhooks_module) as written:
+    with json_logs(endpoint_module, handlers_module, customers_module, webhooks_module) as written:
         for topic, sent_body in (
             ("customers/create", body(**private)),
             ("customers/update", body(id="private id", **private)),

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from pointbook.v1 import identity_pb2, redemption_pb2
 from pointbook_server.access.model import Scope
-from pointbook_server.rpc import status_interceptor as status_module
+from pointbook_server.rpc import method_handlers as handlers_module
 from pointbook_server.server import Server
 from shopline_shim import missed_calls_endpoint as endpoint_module
 from support.clients import Client
@@ -434,7 +434,7 @@ async def test_phone_numbers_are_in_no_log_metric_or_response(
     await issue_code(client, shop)
     call_id = f"{CALLER}-{CALLED}"
     received = ""
-    with json_logs(endpoint_module, status_module) as written:
+    with json_logs(endpoint_module, handlers_module) as written:
         for changes in (
             {"provider_call_id": call_id},
             {"caller_number": "+86139123456780"},
@@ -507,7 +507,7 @@ async def test_random_callbacks_are_200_or_400_and_log_no_errors(http: httpx.Asy
             response = await http.post(PATH, content=raw_body, headers=headers)
             statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
 
-    with json_logs(endpoint_module, status_module) as written:
+    with json_logs(endpoint_module, handlers_module) as written:
         await asyncio.gather(*(send_all() for _ in range(8)))
 
     assert set(statuses) == {200, 400}

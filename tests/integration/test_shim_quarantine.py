@@ -17,7 +17,7 @@ from pointbook.v1 import points_pb2, webhooks_pb2
 from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.access.model import Scope
 from pointbook_server.programs.model import Channel
-from pointbook_server.rpc import status_interceptor as status_module
+from pointbook_server.rpc import method_handlers as handlers_module
 from pointbook_server.server import Server
 from pointbook_server.webhooks import servicer as servicer_module
 from shopline_shim import signature, translate
@@ -196,7 +196,7 @@ async def test_content_of_a_body_is_not_logged(sender: WebhookSender, shop: Shop
         points_body(Shop(shop.merchant_id, "private-store"), buyer_id="private-buyer"),
         points_body(shop, buyer_id="private-buyer", updated_scene="PRIVATE private"),
     ]
-    with json_logs(endpoint_module, status_module, servicer_module) as written:
+    with json_logs(endpoint_module, handlers_module, servicer_module) as written:
         responses = [await sender.send(shop, POINTS_TOPIC, raw_body, x_other="private header") for raw_body in bodies]
 
     assert [response for response in responses if response != QUARANTINED] == []
@@ -250,7 +250,7 @@ async def test_random_signed_bodies_are_applied_or_quarantined(sender: WebhookSe
             outcome = response["outcome"]
             outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
-    with json_logs(endpoint_module, status_module, servicer_module) as written:
+    with json_logs(endpoint_module, handlers_module, servicer_module) as written:
         await asyncio.gather(*(deliver() for _ in range(16)))
     entries = [json.loads(line) for line in written.getvalue().splitlines()]
 

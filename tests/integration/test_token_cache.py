@@ -62,10 +62,12 @@ async def bearer(database_url: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def caching(database_url: str, staleness_seconds: float = 30.0) -> AsyncIterator[TokenCache]:
+async def caching(
+    database_url: str, staleness_seconds: float = 30.0, clock: TestClock | None = None
+) -> AsyncIterator[TokenCache]:
     """Run a cache of the tokens of a database."""
     database = Database(database_url, pool_size=1)
-    cache = TokenCache(TokenTransactions(database), TestClock(), staleness_seconds=staleness_seconds)
+    cache = TokenCache(TokenTransactions(database), clock or TestClock(), staleness_seconds=staleness_seconds)
     await cache.start()
     try:
         yield cache
@@ -130,6 +132,27 @@ async def test_a_known_token_waits_for_no_load(database_url: str, bearer: str, l
         async with asyncio.timeout(0.1):
             assert await reason_of(cache, bearer) is None
         loads.goes_on.set()
+
+
+async def test_a_token_that_was_just_valid_expires_in_time(database_url: str, loads: Loads) -> None:
+    clock = TestClock()
+    bearer = await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ], clock.now_ms + 1_000)
+    async with caching(database_url, clock=clock) as cache:
+        loads.goes_on.clear()
+        assert [await reason_of(cache, bearer) for _ in range(2)] == [None, None]
+        clock.move(0.999)
+        assert await reason_of(cache, bearer) is None
+        clock.move(0.001)
+        assert [await reason_of(cache, bearer) for _ in range(2)] == [Reason.TOKEN_EXPIRED, Reason.TOKEN_EXPIRED]
+        loads.goes_on.set()
+
+
+async def test_a_wrong_secret_is_refused_after_the_right_one(database_url: str, bearer: str) -> None:
+    async with caching(database_url) as cache:
+        assert await reason_of(cache, bearer) is None
+        for wrong in (bearer[:-1], f"{bearer}x", f"{bearer} ", bearer.swapcase()):
+            assert await reason_of(cache, wrong) is Reason.TOKEN_INVALID
+        assert await reason_of(cache, bearer) is None
 
 
 async def test_stale_tokens_are_refused_until_they_are_loaded_again(database_url: str) -> None:

@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 from pointbook.v1 import redemption_pb2
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.programs.model import Channel
-from pointbook_server.rpc import status_interceptor as status_module
+from pointbook_server.rpc import method_handlers as handlers_module
 from pointbook_server.server import Server
 from pointbook_server.validation_codes import service as codes_module
 from pointbook_server.validation_codes.commands import RecordDeliveryCommand
@@ -605,7 +605,7 @@ async def test_codes_appear_only_in_their_messages(
             texts.append(repr(error) + str(error.trailing_metadata()))
 
     monkeypatch.setattr(service.outbox, "send", send_and_store)
-    with json_logs(status_module, codes_module) as written:
+    with json_logs(handlers_module, codes_module) as written:
         async with run_server(service, admin_token, {"k1": CODE_KEY}) as client:
             await record(validate(client, code_shop, issue_otp=True))
             await record(issue_code(client, code_shop))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import re
 import time
 
@@ -45,6 +46,8 @@ class TokenCache:
         self._clock = clock
         self._staleness_seconds = staleness_seconds
         self._tokens: dict[str, Token] = {}
+        self._verified: dict[str, tuple[Principal, float]] = {}
+        """The callers of bearer strings verified since the last load, and when their tokens expire, in ms."""
         self._loaded_at = float("-inf")
         self._misses: dict[str, float] = {}
         """When each token id was not found, the oldest first."""
@@ -81,6 +84,8 @@ class TokenCache:
 
         Raises TOKEN_INVALID, TOKEN_EXPIRED, DATABASE_UNAVAILABLE, and QUEUE_FULL if too many unknown tokens wait.
         """
+        if (principal := self._find_verified(bearer)) is not None:
+            return principal
         token_id, secret = split_bearer(bearer)
         token = self._fresh_tokens().get(token_id)
         if token is None and self._may_be_new(token_id):
@@ -88,6 +93,8 @@ class TokenCache:
         now_ms = self._clock()
         principal = authenticate(token, secret, now_ms)
         self._used_at_ms[principal.token_id] = now_ms
+        expires_at_ms = self._tokens[principal.token_id].expires_at_ms
+        self._verified[bearer] = (principal, math.inf if expires_at_ms is None else expires_at_ms)
         return principal
 
     async def write_last_used(self) -> None:
@@ -104,14 +111,33 @@ class TokenCache:
             self._used_at_ms = used_at_ms | self._used_at_ms
             raise
 
+    def _find_verified(self, bearer: str) -> Principal | None:
+        """Return the caller of a bearer string that was verified since the last load.
+
+        The look-up reveals nothing about secrets by its duration: a dict compares strings only if their hashes are
+        equal, and the hashes have a random key.
+        """
+        principal, expires_at_ms = self._verified.get(bearer, (None, 0.0))
+        if principal is None:
+            return None
+        now_ms = self._clock()
+        if now_ms >= expires_at_ms or not self._is_fresh():
+            return None
+        self._used_at_ms[principal.token_id] = now_ms
+        return principal
+
     def _fresh_tokens(self) -> dict[str, Token]:
         """Return the cached tokens.
 
         Raises DATABASE_UNAVAILABLE if they are stale or were never loaded.
         """
-        if time.monotonic() - self._loaded_at > self._staleness_seconds:
+        if not self._is_fresh():
             raise database_unavailable()
         return self._tokens
+
+    def _is_fresh(self) -> bool:
+        """Return whether the last load is recent enough."""
+        return time.monotonic() - self._loaded_at <= self._staleness_seconds
 
     def _may_be_new(self, token_id: str) -> bool:
         """Return whether a token with this id may have been created since the last load."""
@@ -184,6 +210,7 @@ class TokenCache:
             self._has_defect = True
             return False
         self._tokens = {token.token_id: token for token in tokens}
+        self._verified = {}
         self._loaded_at = started
         self._has_defect = False
         return True

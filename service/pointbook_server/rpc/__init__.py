@@ -1,1 +1,1 @@
-"""What gRPC calls pass through: interceptors, admission, field checks, batching."""
+"""What gRPC calls pass through: handlers, admission, field checks, batching."""

@@ -13,7 +13,6 @@ from typing import Any
 
 from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError
 from pointbook_server.reasons import Reason
-from pointbook_server.rpc.running_calls import current_task
 
 CALLS_MAX = 1_000
 CALLS_RESERVED = 100
@@ -49,8 +48,8 @@ class Admission:
         self._refusing = asyncio.Event()
         self._answered_at = 0.0
 
-    async def enter(self, token_id: str) -> None:
-        """Count the current call until `leave`.
+    async def enter(self, token_id: str, task: asyncio.Task[Any]) -> None:
+        """Count a call until `leave`.
 
         An empty token id (development) has no limits of its own. Raises CLOCK_WRONG, QUEUE_FULL, TOKEN_LIMIT_REACHED
         and SHUTTING_DOWN.
@@ -68,18 +67,17 @@ class Admission:
             )
         if token_id:
             self._check_limits(use)
-        task = current_task()
         self._running.add(task)
         use.running += 1
         if self._is_paused:
             try:
                 await self._wait_until_refused(task)
             finally:
-                self.leave(token_id)
+                self.leave(token_id, task)
 
-    def leave(self, token_id: str) -> None:
-        """Stop counting the current call."""
-        self._running.discard(current_task())
+    def leave(self, token_id: str, task: asyncio.Task[Any]) -> None:
+        """Stop counting a call."""
+        self._running.discard(task)
         self._tokens[token_id].running -= 1
         self._answered_at = time.monotonic()
 

@@ -16,11 +16,11 @@ from grpc_health.v1 import health_pb2
 
 from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError
 from pointbook_server.reasons import Reason
+from pointbook_server.rpc.headers import read_headers
 from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
 from pointbook_server.rpc.request_fields import parse
 from pointbook_server.rpc.request_reader import RequestReader
 from pointbook_server.rpc.running_calls import current_task
-from pointbook_server.rpc.status_interceptor import request_id_of
 from pointbook_server.rpc.status_mapping import abort
 
 SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -51,7 +51,7 @@ class _Stream:
     def __init__(self, listener: "_Listener", peer: str, task: asyncio.Task[Any]) -> None:
         self.listener = listener
         self.peer = peer
-        self._task = task
+        self.task = task
         self.is_displaced = False
         self.has_read = False
         self.is_writing = False
@@ -60,7 +60,7 @@ class _Stream:
     def displace(self) -> None:
         """End this stream in favour of another connection's."""
         self.is_displaced = True
-        self._task.cancel()
+        self.task.cancel()
 
 
 class StreamLimit:
@@ -206,7 +206,7 @@ class HealthService:
         """Return the name of the service that a call asks about."""
         with stream.listener.reads.holding(stream, STREAMS_OF_CONNECTION_MAX):
             stream.has_read = True
-            request = await self._requests.read(context)
+            request = await self._requests.read(context, stream.task)
         if len(request) > REQUEST_BYTES_MAX:
             raise PointbookError(Reason.INVALID_FIELDS, f"A health request has at most {REQUEST_BYTES_MAX} bytes.")
         service: str = parse(health_pb2.HealthCheckRequest.FromString, request).service
@@ -238,7 +238,7 @@ class HealthService:
             # gRPC continues to receive a request once the read has started, so such a stream must not be delayed.
             if not stream.has_read:
                 await self._refused_pacer.wait()
-            await abort(context, error, request_id_of(context.invocation_metadata()), self._refusals)
+            await abort(context, error, read_headers(context.invocation_metadata()).request_id, self._refusals)
         finally:
             unread[stream.peer] -= stream.is_writing
             if not unread[stream.peer]:

@@ -8,7 +8,6 @@ import grpc
 
 from pointbook_server.errors import PointbookError
 from pointbook_server.reasons import Reason
-from pointbook_server.rpc.running_calls import current_task
 
 TICKS = 10
 """How often late requests are looked for within the time that a request may take."""
@@ -27,9 +26,11 @@ class RequestReader:
         self._late: set[asyncio.Task[Any]] = set()
         self._has_timer = False
 
-    async def read(self, context: Any) -> bytes:
-        """Return the current call's request. Raises DEADLINE_EXCEEDED, INVALID_FIELDS."""
-        task = current_task()
+    async def read(self, context: Any, task: asyncio.Task[Any]) -> bytes:
+        """Return the request of the current call, whose task is given.
+
+        Raises DEADLINE_EXCEEDED and INVALID_FIELDS.
+        """
         self._started_at[task] = time.monotonic()
         if not self._has_timer:
             self._start_timer()
@@ -47,7 +48,8 @@ class RequestReader:
             del self._started_at[task]
         if request is grpc.aio.EOF:
             raise PointbookError(Reason.INVALID_FIELDS, "The call has no request.")
-        return bytes(request)
+        received: bytes = request
+        return received
 
     def _start_timer(self) -> None:
         self._has_timer = True

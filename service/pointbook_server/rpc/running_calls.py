@@ -1,7 +1,12 @@
-"""The calls that have not ended, which a stopping server waits for."""
+"""The calls that have not ended, and their deadlines."""
 
 import asyncio
+import math
+import time
 from typing import Any
+
+TICK_SECONDS = 0.05
+"""How often calls past their deadline are looked for, and so how much later than its deadline a call may end."""
 
 
 def current_task() -> asyncio.Task[Any]:
@@ -12,25 +17,58 @@ def current_task() -> asyncio.Task[Any]:
 
 
 class RunningCalls:
-    """The tasks of running calls.
+    """The tasks of running calls, each cancelled at its deadline.
 
-    `grpc.aio.Server.stop` returns before handlers have cleaned up after themselves.
+    One timer serves all calls, because a timer for each call would cost more than the rest of its bookkeeping.
+    `grpc.aio.Server.stop` returns before handlers have cleaned up after themselves, so a stopping server waits.
     """
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._deadlines: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._has_timer = False
 
-    def add_current(self) -> asyncio.Task[Any]:
-        """Add the current call, and return its task."""
-        task = current_task()
-        self._tasks.add(task)
-        return task
+    def __len__(self) -> int:
+        """Return the number of running calls."""
+        return len(self._deadlines)
+
+    def add(self, task: asyncio.Task[Any], seconds: float) -> None:
+        """Add a call that may run for a number of seconds."""
+        self._deadlines[task] = time.monotonic() + seconds
+        if not self._has_timer:
+            self._start_timer()
+
+    def lift_deadline(self, task: asyncio.Task[Any]) -> None:
+        """Remove the deadline of a call, which then can send its status."""
+        self._deadlines[task] = math.inf
 
     def discard(self, task: asyncio.Task[Any]) -> None:
         """Remove a call that has ended."""
-        self._tasks.discard(task)
+        self._deadlines.pop(task, None)
+        self._late.discard(task)
+
+    def has_exceeded_deadline(self, task: asyncio.Task[Any]) -> bool:
+        """Return whether a call was cancelled at its deadline, and only there.
+
+        If so, the call continues: it has to send its status.
+        """
+        return task in self._late and task.uncancel() == 0
 
     async def drain(self) -> None:
         """Wait until all calls have ended, including their clean-up."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._deadlines:
+            await asyncio.wait(self._deadlines)
+
+    def _start_timer(self) -> None:
+        self._has_timer = True
+        asyncio.get_running_loop().call_later(TICK_SECONDS, self._cancel_late_calls)
+
+    def _cancel_late_calls(self) -> None:
+        now = time.monotonic()
+        for task, deadline in self._deadlines.items():
+            if deadline <= now and task not in self._late:
+                self._late.add(task)
+                task.cancel()
+        self._has_timer = False
+        if self._deadlines:
+            self._start_timer()

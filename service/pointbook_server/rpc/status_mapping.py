@@ -12,10 +12,10 @@ from grpc_status import rpc_status
 
 from pointbook_server.errors import PointbookError
 from pointbook_server.reasons import REASONS, Reason
+from pointbook_server.rpc.headers import REQUEST_ID_HEADER
 from pointbook_server.rpc.refusal_limits import RefusalLog
 
 DOMAIN = "pointbook"
-REQUEST_ID_HEADER = "x-request-id"
 VIOLATIONS_MAX = 50
 DETAILS_BYTES_MAX = 3_000
 """Leaves space for the message and the encoding: a status over 4 KiB can be lost on its way to the client."""

@@ -1,4 +1,4 @@
-"""The status interceptor in situations that gRPC cannot be made to produce."""
+"""The handlers of methods in situations that gRPC cannot be made to produce."""
 
 import asyncio
 from typing import Any
@@ -8,9 +8,13 @@ import pytest
 
 from pointbook_server.errors import PointbookError
 from pointbook_server.reasons import Reason
+from pointbook_server.rpc.admission import Admission
+from pointbook_server.rpc.authentication import Authenticator
+from pointbook_server.rpc.method_handlers import MethodHandlers
 from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
 from pointbook_server.rpc.running_calls import RunningCalls
-from pointbook_server.rpc.status_interceptor import StatusInterceptor
+
+METHOD = "/pointbook.v1.PointsService/ApplyPointsUpdate"
 
 
 class DisconnectingContext:
@@ -24,29 +28,40 @@ class DisconnectingContext:
         """Return the caller's remaining time."""
         return 1.0
 
+    async def read(self) -> bytes:
+        """Return an empty request."""
+        return b""
+
     async def abort(self, *_status: object, **_metadata: object) -> None:
         """Fail as gRPC does."""
         raise grpc.aio.InternalError('Failed "execute_batch"')
 
 
+class Details:
+    """The details of a call by which gRPC asks for its handler."""
+
+    method = METHOD
+    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
 async def test_caller_that_disconnects_at_its_status_is_not_an_error() -> None:
     """Any exception but a cancellation is logged by gRPC with a traceback."""
 
-    async def refuse(_requests: object, _context: object) -> bytes:
+    async def refuse(_request: object, _context: object) -> bytes:
         raise PointbookError(Reason.DEADLINE_EXCEEDED, "The call exceeded its deadline.")
 
-    async def find_handler(_details: object) -> Any:
-        return grpc.stream_unary_rpc_method_handler(refuse)
-
-    class Details:
-        method = "/pointbook.v1.PointsService/ApplyPointsUpdate"
-        invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
-
     running_calls = RunningCalls()
-    interceptor = StatusInterceptor(
-        deadline_seconds=1.0, running_calls=running_calls, refusals=RefusalLog(), pacer=Pacer()
+    handlers = MethodHandlers(
+        Authenticator(None),
+        Admission(token_calls_max=1, token_calls_per_second_max=0, check_clock=lambda: None),
+        running_calls,
+        deadline_seconds=1.0,
+        refusals=RefusalLog(),
+        pacer=Pacer(),
     )
-    handler = await interceptor.intercept_service(find_handler, Details())
+    service, name = METHOD[1:].split("/")
+    handlers.add_registered_method_handlers(service, {name: grpc.unary_unary_rpc_method_handler(refuse)})
+    handler: Any = handlers.service(Details())
 
     with pytest.raises(asyncio.CancelledError):
         await handler.stream_unary(None, DisconnectingContext())

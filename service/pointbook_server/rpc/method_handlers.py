@@ -1,0 +1,197 @@
+"""The handlers of all methods: what calls go through around their servicers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+
+from pointbook_server.access.methods import METHODS, MethodAccess, merchants_of
+from pointbook_server.access.model import current_principal
+from pointbook_server.errors import PointbookError
+from pointbook_server.logs import current_call
+from pointbook_server.reasons import Reason
+from pointbook_server.rpc.admission import Admission
+from pointbook_server.rpc.authentication import Authenticator
+from pointbook_server.rpc.headers import read_headers
+from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
+from pointbook_server.rpc.request_fields import parse
+from pointbook_server.rpc.request_reader import RequestReader
+from pointbook_server.rpc.running_calls import RunningCalls, current_task
+from pointbook_server.rpc.status_mapping import abort, grpc_code
+
+PACKAGE = "pointbook.v1."
+REQUEST_SECONDS_MAX = 10.0
+"""How long the request of an authenticated caller may take to arrive: 1 MiB at just under 1 Mbit/s."""
+PACED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED})
+"""The refusals that callers without a valid token can repeat at will: an invalid token, or too many token look-ups."""
+
+log = structlog.get_logger()
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Behaviour = Callable[[Any, Any], Awaitable[Any]]
+"""A method of a servicer: it gets a request and a context, and returns a response."""
+Responder = Callable[[str, Any, asyncio.Task[Any]], Awaitable[Any]]
+"""It gets the call's `authorization` header, its context and its task, and returns a response."""
+
+
+class MethodHandlers(grpc.GenericRpcHandler):
+    """Builds each method's handler once, and finds it for a call.
+
+    A call gets a request id and a deadline, is authorized and admitted before its request is read, and ends with a
+    status that explains its error. Unary methods are served as streams, because gRPC calls the handler of a stream
+    before the request arrives. There is no interceptor: gRPC would run a coroutine of each for every call.
+    Health is not served here, because load balancers have no token.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        admission: Admission,
+        running_calls: RunningCalls,
+        *,
+        deadline_seconds: float,
+        refusals: RefusalLog,
+        pacer: Pacer,
+    ) -> None:
+        self._authenticator = authenticator
+        self._admission = admission
+        self._running_calls = running_calls
+        self._deadline_seconds = deadline_seconds
+        self._refusals = refusals
+        self._pacer = pacer
+        self._requests = RequestReader(REQUEST_SECONDS_MAX)
+        self._handlers: dict[str, Handler] = {}
+        self._unknown_method: Handler = grpc.stream_unary_rpc_method_handler(
+            self._guard("unknown", self._refuse_unknown_method)
+        )
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        """Add the methods of a service. Generated code calls this."""
+        for name, handler in handlers.items():
+            method = f"/{service}/{name}"
+            if handler.response_streaming:
+                self._handlers[method] = grpc.stream_stream_rpc_method_handler(
+                    self._stream(handler.stream_stream),
+                    request_deserializer=handler.request_deserializer,
+                    response_serializer=handler.response_serializer,
+                )
+            else:
+                access = METHODS.get(method.removeprefix(f"/{PACKAGE}"))
+                authorized = self._authorize(access, handler.unary_unary, handler.request_deserializer)
+                self._handlers[method] = grpc.stream_unary_rpc_method_handler(
+                    self._guard(method, authorized), response_serializer=handler.response_serializer
+                )
+
+    def add_generic_rpc_handlers(self, _handlers: object) -> None:
+        """Do nothing. Generated code adds each service in this second way too."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
+        """Return the handler of a call. gRPC calls this."""
+        return self._handlers.get(handler_call_details.method, self._unknown_method)
+
+    def _guard(self, method: str, respond: Responder) -> Behaviour:
+        """Return a handler with a request id, a deadline, and statuses for errors."""
+
+        async def call(_requests: object, context: Any) -> Any:
+            task = current_task()
+            authorization, request_id = read_headers(context.invocation_metadata())
+            current_call.set({"request_id": request_id, "method": method})
+            remaining = context.time_remaining()
+            seconds = self._deadline_seconds
+            self._running_calls.add(task, seconds if remaining is None else min(remaining, seconds))
+            try:
+                return await respond(authorization, context, task)
+            except BaseException as raised:  # noqa: BLE001 - what is not an error of the call is raised again
+                error = self._to_error(raised, task, request_id)
+                self._running_calls.lift_deadline(task)
+                await self._end(context, error, request_id)
+            finally:
+                self._running_calls.discard(task)
+
+        return call
+
+    def _authorize(
+        self, access: MethodAccess | None, behaviour: Behaviour, deserialize: Callable[[bytes], Any] | None
+    ) -> Responder:
+        """Return a responder that checks the caller before it calls the servicer."""
+
+        async def respond(authorization: str, context: Any, task: asyncio.Task[Any]) -> Any:
+            principal = await self._authenticator.authenticate(authorization, context)
+            if access is None:
+                raise PointbookError(Reason.SCOPE_MISSING, "No scope allows this method.")
+            if access.scope is not None:
+                principal.check_scope(access.scope)
+            current_principal.set(principal)
+            await self._admission.enter(principal.token_id, task)
+            try:
+                message = parse(deserialize, await self._requests.read(context, task))
+                if access.scope is not None and not principal.is_for_all_merchants:
+                    principal.check_merchants(merchants_of(message, access))
+                return await behaviour(message, context)
+            finally:
+                self._admission.leave(principal.token_id, task)
+
+        return respond
+
+    def _stream(self, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        """Return the handler of a method that streams its responses.
+
+        Any valid token may call it.
+        """
+
+        async def stream(requests: object, context: Any) -> AsyncIterator[Any]:
+            authorization, request_id = read_headers(context.invocation_metadata())
+            try:
+                await self._authenticator.authenticate(authorization, context)
+            except PointbookError as error:
+                await self._end(context, error, request_id)
+            async for response in behaviour(requests, context):
+                yield response
+
+        return stream
+
+    async def _refuse_unknown_method(self, authorization: str, context: Any, _task: object) -> None:
+        """End a call with UNIMPLEMENTED if its caller has a valid token."""
+        await self._authenticator.authenticate(authorization, context)
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details("Method not found!")
+
+    def _to_error(self, raised: BaseException, task: asyncio.Task[Any], request_id: str) -> PointbookError:
+        """Return the error that the caller gets. Log a defect.
+
+        Raises CancelledError if the call was cancelled.
+        """
+        if isinstance(raised, PointbookError):
+            principal = current_principal.get(None)
+            return raised if principal is None else principal.visible_error(raised)
+        if isinstance(raised, asyncio.CancelledError):
+            if self._running_calls.has_exceeded_deadline(task):
+                return PointbookError(Reason.DEADLINE_EXCEEDED, "The call exceeded its deadline.")
+            if task.cancelling():
+                raise raised
+            # The call itself was not cancelled, so its client is still waiting for a status.
+            log.error("stray cancellation", exc_info=raised)
+        elif isinstance(raised, Exception):
+            log.error("internal error", exc_info=raised)
+        else:
+            raise raised
+        return _internal_error(request_id)
+
+    async def _end(self, context: Any, error: PointbookError, request_id: str) -> None:
+        """End a call with an error.
+
+        It is delayed if callers without a valid token could repeat it at will.
+        """
+        if current_principal.get(None) is None and grpc_code(error.reason) in PACED_CODES:
+            await self._pacer.wait()
+        await abort(context, error, request_id, self._refusals)
+
+
+def _internal_error(request_id: str) -> PointbookError:
+    return PointbookError(
+        Reason.INTERNAL,
+        "An internal error occurred; the server's log has the cause under the request id.",
+        metadata={"request_id": request_id},
+    )
