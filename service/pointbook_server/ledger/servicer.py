@@ -70,16 +70,14 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
     ) -> points_pb2.ApplyPointsUpdateResponse:
         """Apply one event."""
         now_ms = self._clock()
-        fields = Fields()
-        fields.present("update", is_present=request.HasField("update"))
-        received = messages.read_received_event(fields, request.update, now_ms)
-        fields.check()
+        update = request.update
+        received = messages.read_update(update, now_ms, is_present=request.HasField("update"))
         self._batcher.check_capacity(1)
-        (future,) = self._batcher.submit(request.update.merchant_id, [received])
+        (future,) = self._batcher.submit(update.merchant_id, [received])
         result = await future
         if isinstance(result, PointbookError):
             raise result
-        return self._update_response(request.update, result, now_ms)
+        return self._update_response(update, result, now_ms)
 
     async def BatchApplyPointsUpdates(
         self,
@@ -92,7 +90,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         if not 1 <= len(request.updates) <= messages.UPDATES_MAX:
             fields.wrong("updates", f"must have 1 to {messages.UPDATES_MAX:,} items")
         fields.check()
-        results = await self._apply_all([messages.read_update(update, now_ms) for update in request.updates])
+        results = await self._apply_all(request.updates, now_ms)
         response = points_pb2.BatchApplyPointsUpdatesResponse()
         for update, result in zip(request.updates, results, strict=True):
             if isinstance(result, ApplyResult):
@@ -102,17 +100,16 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         return response
 
     async def _apply_all(
-        self, updates: Sequence[tuple[str, ReceivedEvent] | PointbookError]
+        self, updates: Sequence[points_pb2.PointsUpdate], now_ms: int
     ) -> list[ApplyResult | BaseException]:
         """Submit the valid updates by merchant, and return all results in order."""
         results: dict[int, ApplyResult | BaseException] = {}
         batches: defaultdict[str, dict[int, ReceivedEvent]] = defaultdict(dict)
         for index, update in enumerate(updates):
-            if isinstance(update, PointbookError):
-                results[index] = update
-            else:
-                merchant_id, received = update
-                batches[merchant_id][index] = received
+            try:
+                batches[update.merchant_id][index] = messages.read_update(update, now_ms)
+            except PointbookError as error:
+                results[index] = error
         self._batcher.check_capacity(sum(map(len, batches.values())))
         futures: dict[int, asyncio.Future[ApplyResult | PointbookError]] = {}
         for merchant_id, batch in batches.items():
@@ -139,13 +136,14 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
                 webhook_id=update.webhook.webhook_id,
                 entry_webhook_id=result.entry_webhook_id,
             )
-        key = AccountKey(update.store_id, update.buyer_id)
-        return points_pb2.ApplyPointsUpdateResponse(
+        response = points_pb2.ApplyPointsUpdateResponse(
             outcome=messages.OUTCOMES[result.outcome],
-            account=messages.write_account(update.merchant_id, key, result.account, at_ms),
             drift=result.entry.drift,
             webhook_id_differs=bool(result.entry_webhook_id),
         )
+        key = AccountKey(update.store_id, update.buyer_id)
+        messages.fill_account(response.account, update.merchant_id, key, result.account, at_ms)
+        return response
 
     def _update_error(self, error: BaseException) -> points_pb2.UpdateError:
         """Build the error of one update; log a defect, and report it as INTERNAL."""
