@@ -1,0 +1,86 @@
+"""What the hot methods cost: a guard against slower calls that holds on any machine.
+
+Speed itself is measured by the benchmarks. A figure that rises for a good reason is raised here, with the reason in the
+commit; one that falls is lowered, so that the gain stays.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from google.protobuf.message import Message
+
+from pointbook.v1 import points_pb2, redemption_pb2
+from support.call_costs import Cost, measure_calls
+from support.clocks import NOW_MS, at
+from support.redemption import customer_ref, earn, redeem_request, validate_request
+from support.servers import Service
+from support.shops import Shop
+
+CALLS = 12
+UPDATES_IN_BATCH = 100
+TOLERANCE = 1.1
+"""How much more than its figure a call may cost: functions differ between versions of Python and libraries."""
+
+COSTS = {
+    "PointsService/ApplyPointsUpdate": Cost(2, 1),
+    "PointsService/BatchApplyPointsUpdates": Cost(2, 1),
+    "PointsService/GetPointsAccount": Cost(1, 1),
+    "RedemptionService/ValidateRedemption": Cost(1, 1),
+    "RedemptionService/IssueValidationCode": Cost(1, 1),
+    "RedemptionService/RedeemPoints": Cost(1, 1),
+}
+"""The figures of a call to a server that does nothing else, on Python 3.11."""
+
+
+def buyer_of(number: int) -> str:
+    """Return the buyer of a call."""
+    return f"buyer-{number}"
+
+
+def update_of(shop: Shop, number: int) -> points_pb2.PointsUpdate:
+    """Return an update that follows the one that opened the account."""
+    return shop.update(buyer_of(number), points_balance=320, updated_at=at(NOW_MS - 1_000))
+
+
+def requests_of(shop: Shop, method: str) -> Sequence[Message]:
+    """Return requests of a method, each about a customer of its own."""
+    build: Callable[[int], Message] = {
+        "PointsService/ApplyPointsUpdate": lambda number: points_pb2.ApplyPointsUpdateRequest(
+            update=update_of(shop, number)
+        ),
+        "PointsService/BatchApplyPointsUpdates": lambda number: points_pb2.BatchApplyPointsUpdatesRequest(
+            updates=[update_of(shop, number * UPDATES_IN_BATCH + each) for each in range(UPDATES_IN_BATCH)]
+        ),
+        "PointsService/GetPointsAccount": lambda number: points_pb2.GetPointsAccountRequest(
+            merchant_id=shop.merchant_id, store_id=shop.store_id, buyer_id=buyer_of(number)
+        ),
+        "RedemptionService/ValidateRedemption": lambda number: validate_request(
+            shop, customer=customer_ref(shop, buyer_of(number))
+        ),
+        "RedemptionService/IssueValidationCode": lambda number: redemption_pb2.IssueValidationCodeRequest(
+            customer=customer_ref(shop, buyer_of(number)), program_id=1, points=10
+        ),
+        "RedemptionService/RedeemPoints": lambda number: redeem_request(
+            shop, customer=customer_ref(shop, buyer_of(number))
+        ),
+    }[method]
+    return [build(number) for number in range(CALLS)]
+
+
+@pytest.mark.parametrize("method", COSTS)
+async def test_a_call_costs_no_more_than_before(
+    service: Service, admin_token: str, shop: Shop, method: str, figure: Callable[[str, float | str, str], None]
+) -> None:
+    per_call = UPDATES_IN_BATCH if method == "PointsService/BatchApplyPointsUpdates" else 1
+    await service.client.put_program(shop.merchant_id, shop.store_id)
+    for number in range(CALLS):
+        await earn(service.client, shop, 300, buyer_of(number))
+
+    cost = await measure_calls(service.server, admin_token, method, requests_of(shop, method))
+
+    name = method.partition("/")[2]
+    goal = COSTS[method]
+    figure(f"{name}: round trips to the database", cost.round_trips, f"<= {goal.round_trips}")
+    figure(f"{name}: calls of functions, each update", cost.function_calls / per_call, f"<= {goal.function_calls:,}")
+    assert cost.round_trips <= goal.round_trips
+    assert cost.function_calls / per_call <= goal.function_calls * TOLERANCE
