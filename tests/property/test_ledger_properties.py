@@ -155,7 +155,7 @@ def test_the_account_depends_on_neither_order_nor_repetition_nor_batches(
     shop: Shopline, limits: Limits, data: st.DataObject
 ) -> None:
     again = data.draw(st.lists(st.sampled_from(shop.events), max_size=6))
-    renamed = [replace(event, event_id=f"again:{event.event_id}") for event in again]
+    renamed = [event._replace(event_id=f"again:{event.event_id}") for event in again]
     arrivals = data.draw(st.permutations([*shop.events, *again, *renamed]))
 
     ledger = Ledger(limits)
@@ -282,7 +282,7 @@ def test_sending_everything_again_changes_nothing(events: list[Event], limits: L
     assert set(outcomes.values()) <= {ApplyOutcome.DUPLICATE, ApplyOutcome.REFUSED}
 
 
-named_events = st.builds(replace, free_events, event_id=st.sampled_from("abcdefgh"))
+named_events = st.builds(Event._replace, free_events, event_id=st.sampled_from("abcdefgh"))
 
 
 @given(st.lists(named_events, max_size=10), limits_of_any_size, st.data())
@@ -381,7 +381,7 @@ def test_events_may_arrive_before_between_and_after_void_entries(
 
     assert {entry.event.event_id for entry in ledger.history if entry.is_void} == ids
     for event in events[:half]:
-        known = replace(event, event_id=f"again:{event.event_id}")
+        known = event._replace(event_id=f"again:{event.event_id}")
         if event.event_id in ids:
             assert ledger.apply(event) is ApplyOutcome.DUPLICATE
             assert event.balance is None or ledger.apply(known) is ApplyOutcome.DUPLICATE

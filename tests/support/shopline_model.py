@@ -150,7 +150,7 @@ def apply_millisecond(shop: Shopline, millisecond: Millisecond, at_ms: int) -> S
         event_id = f"{at_ms}-{number}"
         event = Event(event_id, ACCOUNT, move.update_type, move.scene, value, None, expires_at_ms, at_ms)
         balance += event.delta
-        events.append(replace(event, balance=balance))
+        events.append(event._replace(balance=balance))
     if millisecond.returns:
         update_type = UpdateType.INCREASE if start >= balance else UpdateType.DECREASE
         back = abs(start - balance)

@@ -1,7 +1,7 @@
 """The journal: the checks of posted events, and the results after the fold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from unittest.mock import patch
 
 import pytest
@@ -133,10 +133,10 @@ def test_an_earlier_event_may_reverse_the_order_of_a_later_millisecond() -> None
 
 def test_an_earlier_expiry_may_reverse_the_order_of_a_later_millisecond() -> None:
     """A loop may start at the balance without expired points."""
-    lot = replace(event(1, 10, 10), expires_at_ms=5)
+    lot = event(1, 10, 10)._replace(expires_at_ms=5)
     loop = [event(10, 10, 30, "in"), event(10, -10, 20, "out")]
     journal = Journal(Account(), history(lot, event(2, 40, 50), event(6, -10, 40), *loop))
-    spent = replace(event(3, -10, None), scene=EXPIRED_SCENE)
+    spent = event(3, -10, None)._replace(scene=EXPIRED_SCENE)
 
     posts = [journal.post(posted) for posted in (event(20, -1, None), spent, event(21, -25, None))]
 

@@ -161,9 +161,12 @@ class EventBatch:
 
         An event without a balance may fold its whole account.
         """
-        counts = Counter(event.account_key for event in self._events)
+        total = len(self._events) + sum(len(history.entries) for history in histories.values())
         unbalanced = Counter(event.account_key for event in self._events if event.balance is None)
-        return sum((unbalanced[key] or 1) * (len(history.entries) + counts[key]) for key, history in histories.items())
+        if unbalanced:
+            counts = Counter(event.account_key for event in self._events)
+            total += sum((folds - 1) * (len(histories[key].entries) + counts[key]) for key, folds in unbalanced.items())
+        return total
 
     async def _write(self, repository: AccountRepository, result: BatchResult) -> list[ApplyResult | PointbookError]:
         repository.holds |= result.remaining_holds

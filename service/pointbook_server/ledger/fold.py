@@ -3,7 +3,7 @@
 Source: docs/reference/ledger.md#fold.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from itertools import groupby
 
 from pointbook_server.ledger.lots import Draw, Lot, LotPool, OverflowLots
@@ -19,7 +19,7 @@ CHECKPOINT_ENTRIES = 128
 """The number of entries between checkpoints, which spare late events a fold from the beginning."""
 
 
-def fold(account: Account, events: Iterable[Event], void_ids: Collection[str] = ()) -> tuple[Account, list[Entry]]:
+def fold(account: Account, events: Sequence[Event], void_ids: Collection[str] = ()) -> tuple[Account, list[Entry]]:
     """Return an account after more events, and their entries.
 
     All events must be later than the account's newest entry. Those in `void_ids` make void entries. Raises
@@ -49,6 +49,8 @@ class Fold:
         self._newest_at_ms = account.newest_at_ms
         self._uncheckpointed = account.uncheckpointed
         self._pool = LotPool(account.lots, account.overflow, account.drawn_to_ms)
+        self._account: Account | None = None
+        """The current account, once it was needed; None after a change."""
 
     def is_before(self, at_ms: int) -> bool:
         """Return whether all entries are before a time."""
@@ -56,43 +58,46 @@ class Fold:
 
     def account(self) -> Account:
         """Return the current account with all loaded lots."""
-        return self._state(*self._pool.loaded())
+        if self._account is None:
+            self._account = self._state(*self._pool.loaded())
+        return self._account
 
     def stored_account(self) -> Account:
         """Return the current account as its row stores it, with the first lots only."""
-        return self._state(*self._pool.stored())
+        return self._state(*self._pool.stored()) if self._pool.is_long else self.account()
 
     def _state(self, lots: tuple[Lot, ...], overflow: OverflowLots | None, drawn_to_ms: int) -> Account:
         return Account(
-            opening=self._opening,
-            balance=self._balance,
-            drift=self._drift,
-            silently_expired=self._silently_expired,
-            lifetime_points=self._lifetime_points,
-            newest_at_ms=self._newest_at_ms,
-            lots=lots,
-            overflow=overflow,
-            drawn_to_ms=drawn_to_ms,
-            uncheckpointed=self._uncheckpointed,
+            self._opening,
+            self._balance,
+            self._drift,
+            self._silently_expired,
+            self._lifetime_points,
+            self._newest_at_ms,
+            lots,
+            overflow,
+            drawn_to_ms,
+            self._uncheckpointed,
         )
 
     def apply(
-        self, events: Iterable[Event], void_ids: Collection[str] = (), snapshot_ids: Collection[str] = ()
+        self, events: Sequence[Event], void_ids: Collection[str] = (), snapshot_ids: Collection[str] = ()
     ) -> None:
         """Apply events, all later than the newest entry, in ledger order.
 
         `snapshot_ids` are the event_ids after which to take a snapshot. Raises OverflowLotsNeededError.
         """
-        for at_ms, same_time in groupby(sorted(events, key=_updated_at_ms), key=_updated_at_ms):
+        for group in _group_by_millisecond(events):
             if self._uncheckpointed >= CHECKPOINT_ENTRIES:
                 self._uncheckpointed = 0
+                self._account = None
                 self.checkpoints.append(self.stored_account())
-            group = list(same_time)
             if len(group) == 1 and not void_ids:
                 self._apply_event(group[0], 0)
             else:
-                self._apply_millisecond(at_ms, group, void_ids)
+                self._apply_millisecond(group[0].updated_at_ms, group, void_ids)
             self._uncheckpointed += len(group)
+            self._account = None
             for event in group:
                 if event.event_id in snapshot_ids:
                     self.snapshots[event.event_id] = self.account()
@@ -129,6 +134,7 @@ class Fold:
         balance_before = self._balance
         expected = balance_before + (value if increases else -value)
         gap = 0 if event.balance is None else event.balance - expected
+        drift = silently_expired = 0
 
         pool = self._pool
         draws: list[Draw] = []
@@ -138,14 +144,18 @@ class Fold:
             pool.add(value, event.expires_at_ms, event.event_id)
         else:
             pool.draw(value, at_ms, draws, expired_first=event.scene == EXPIRED_SCENE)
-        silently_expired = pool.draw(-gap, at_ms, draws, expired_first=True) if gap < 0 else 0
+        if gap < 0:
+            silently_expired = pool.draw(-gap, at_ms, draws, expired_first=True)
         balance = clamp(expected + gap)
-        pool.draw(pool.total - max(balance, 0), at_ms, draws, expired_first=True)
+        surplus = pool.total - max(balance, 0)
+        if surplus:
+            pool.draw(surplus, at_ms, draws, expired_first=True)
 
-        drift = clamp(gap + silently_expired)
+        if gap:
+            drift = clamp(gap + silently_expired)
+            self._drift = clamp(self._drift + drift)
+            self._silently_expired = clamp(self._silently_expired + silently_expired)
         self._balance = balance
-        self._drift = clamp(self._drift + drift)
-        self._silently_expired = clamp(self._silently_expired + silently_expired)
         if increases and event.scene not in REFUND_SCENES:
             self._lifetime_points = clamp(self._lifetime_points + value)
         self._newest_at_ms = at_ms
@@ -164,7 +174,17 @@ class Fold:
 
 def clamp(points: int) -> int:
     """Return a sum limited to the range of the database's integers."""
-    return max(-SUM_MAX, min(points, SUM_MAX))
+    if -SUM_MAX <= points <= SUM_MAX:
+        return points
+    return SUM_MAX if points > 0 else -SUM_MAX
+
+
+def _group_by_millisecond(events: Sequence[Event]) -> list[Sequence[Event]]:
+    """Return events in order of time, those of one millisecond together."""
+    if len(events) == 1:
+        return [events]
+    in_order = sorted(events, key=_updated_at_ms)
+    return [list(same_time) for _, same_time in groupby(in_order, key=_updated_at_ms)]
 
 
 def _updated_at_ms(event: Event) -> int:

@@ -45,9 +45,13 @@ class Journal:
     def __init__(self, base: Account, history: Sequence[Entry] = ()) -> None:
         self._base = base
         self._history = history
-        self._void_ids = {entry.event.event_id for entry in history if entry.is_void}
-        self._ids_by_content = {entry.event.content: entry.event.event_id for entry in history}
-        self._events = [entry.event for entry in history]
+        self._void_ids: set[str] = set()
+        self._ids_by_content: dict[tuple[object, ...], str] = {}
+        self._events: list[Event] = []
+        if history:
+            self._void_ids = {entry.event.event_id for entry in history if entry.is_void}
+            self._ids_by_content = {entry.event.content: entry.event.event_id for entry in history}
+            self._events = [entry.event for entry in history]
         self._arrivals: dict[str, int] = {}
         self._posts: list[PostedEvent] = []
         self._fold = Fold(base)
@@ -65,14 +69,15 @@ class Journal:
         balance is refused if it would make the account's balance negative, at its position or after it.
         Source: docs/reference/ledger.md#event-identity; docs/reference/ledger.md#events-without-a-balance.
         """
-        known_id = None if event.balance is None else self._ids_by_content.get(event.content)
-        if known_id is not None:
-            return self._record(PostedEvent(ApplyOutcome.DUPLICATE, known_id))
-        refused = self._find_refused_entry(event) if event.balance is None else None
-        if refused is not None:
-            return self._record(PostedEvent(ApplyOutcome.REFUSED, event.event_id, refused))
+        if event.balance is None:
+            refused = self._find_refused_entry(event)
+            if refused is not None:
+                return self._record(PostedEvent(ApplyOutcome.REFUSED, event.event_id, refused))
+        else:
+            known_id = self._ids_by_content.setdefault(event.content, event.event_id)
+            if known_id != event.event_id:
+                return self._record(PostedEvent(ApplyOutcome.DUPLICATE, known_id))
         self._arrivals[event.event_id] = len(self._arrivals)
-        self._ids_by_content[event.content] = event.event_id
         self._events.append(event)
         if self._balances is not None and not self._balances.add(event):
             self._balances = None

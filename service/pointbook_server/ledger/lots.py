@@ -8,6 +8,7 @@ Source: docs/reference/ledger.md#lots-and-draws.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 NEVER_MS = 2**63 - 1
@@ -70,7 +71,12 @@ class LotPool:
         self._lots = list(lots)
         self._overflow = overflow
         self._drawn_to_ms = drawn_to_ms
-        self.total = sum(lot.remaining for lot in self._lots) + (overflow.points if overflow else 0)
+        self.total = sum(map(_remaining, self._lots)) + (overflow.points if overflow else 0)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether there are more lots than an account's row holds."""
+        return len(self._lots) > STORED_LOTS_MAX
 
     def add(self, points: int, expires_at_ms: int | None, event_id: str) -> None:
         """Add a lot unless it is empty."""
@@ -171,7 +177,10 @@ class LotPool:
 
 
 def _sort_key(lot: Lot) -> int:
-    return lot.expiry_or_never_ms
+    return NEVER_MS if lot.expires_at_ms is None else lot.expires_at_ms
+
+
+_remaining = attrgetter("remaining")
 
 
 def sum_unexpired_and_expired(lots: Sequence[Lot], overflow: OverflowLots | None, at_ms: int) -> tuple[int, int]:

@@ -48,8 +48,7 @@ class WebhookOrigin(NamedTuple):
     api_version: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One points update of one account."""
 
     event_id: str
@@ -108,10 +107,11 @@ class Points(NamedTuple):
     expired: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Account:
-    """The state of an account after its entries.
+    """The state of an account after its entries; never changed, only replaced.
 
+    Every event makes several of these, and a frozen class would take several times longer to make.
     `opening` is None until the first entry that is not void, `newest_at_ms` until the first entry. `lots` are the first
     open lots in draw order, `overflow` is the rest (lots.py). Invariants: balance = opening + the deltas -
     silently_expired + drift, and the lots hold max(balance, 0) points. `uncheckpointed` counts the entries since the
@@ -180,8 +180,7 @@ class Account:
         return next((Expiry(*expiry) for expiry in expiries if expiry[0] > at_ms), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An accepted event with the values that the fold derives.
 
     `ordinal` is its position within the millisecond. A void entry has one too, but does not change the account.

@@ -20,6 +20,9 @@ from pointbook_server.ledger.model import (
     WebhookOrigin,
 )
 
+_string_to_json = json.JSONEncoder().encode
+_parse_json = json.JSONDecoder().raw_decode
+
 
 def to_columns(columns: dict[str, str], rows: Sequence[Sequence[Any]], prefix: str = "") -> dict[str, Any]:
     """Convert rows to array parameters, one for each column."""
@@ -57,10 +60,28 @@ def state_to_row(key: AccountKey, account: Account) -> tuple[Any, ...]:
         account.silently_expired,
         account.lifetime_points,
         account.newest_at_ms,
-        json.dumps(account.lots),
+        _lots_to_json(account.lots),
         None if account.overflow is None else json.dumps(account.overflow),
         account.drawn_to_ms,
     )
+
+
+def _lots_to_json(lots: Sequence[Lot]) -> str:
+    """Convert lots to JSON, several times faster than `json.dumps`."""
+    parts = [
+        f"[{remaining},{original},{'null' if expires_at_ms is None else expires_at_ms},{_string_to_json(event_id)}]"
+        for remaining, original, expires_at_ms, event_id in lots
+    ]
+    return f"[{','.join(parts)}]"
+
+
+def _draws_to_json(draws: Sequence[Draw]) -> str:
+    """Convert draws to JSON, like `_lots_to_json`."""
+    parts = [
+        f"[{points},{'null' if expires_at_ms is None else expires_at_ms},{_string_to_json(event_id)}]"
+        for points, expires_at_ms, event_id in draws
+    ]
+    return f"[{','.join(parts)}]"
 
 
 def account_from_row(row: Row) -> tuple[AccountKey, Account]:
@@ -68,18 +89,26 @@ def account_from_row(row: Row) -> tuple[AccountKey, Account]:
     store_id, buyer_id, opening, balance, drift, silent, lifetime, newest, lots, overflow, drawn_to, *more = row
     uncheckpointed, holds = more[:2] if more else (0, None)
     return AccountKey(store_id, buyer_id), Account(
-        opening=opening,
-        balance=balance,
-        drift=drift,
-        silently_expired=silent,
-        lifetime_points=lifetime,
-        newest_at_ms=newest,
-        lots=tuple(map(Lot._make, json.loads(lots))),
-        overflow=None if overflow is None else OverflowLots._make(json.loads(overflow)),
-        drawn_to_ms=drawn_to,
-        uncheckpointed=uncheckpointed,
-        holds=() if holds is None else tuple(map(_hold_from_json, json.loads(holds))),
+        opening,
+        balance,
+        drift,
+        silent,
+        lifetime,
+        newest,
+        tuple(map(Lot._make, _from_json(lots))),
+        None if overflow is None else OverflowLots._make(_from_json(overflow)),
+        drawn_to,
+        uncheckpointed,
+        () if holds is None else tuple(map(_hold_from_json, _from_json(holds))),
     )
+
+
+def _from_json(text: str) -> Any:
+    """Parse JSON from PostgreSQL.
+
+    It has no spaces around it, which `json.loads` takes most of its time to look for.
+    """
+    return _parse_json(text)[0]
 
 
 def _hold_from_json(values: list[Any]) -> Hold:
@@ -118,7 +147,7 @@ def derived_to_row(entry: Entry, void: Void | None) -> tuple[Any, ...]:
         entry.balance_after,
         entry.drift,
         entry.silently_expired,
-        json.dumps(entry.draws) if entry.draws else "[]",
+        _draws_to_json(entry.draws),
         None if void is None else void.at_ms,
         None if void is None else void.reason,
     )
@@ -168,7 +197,7 @@ def entry_from_row(row: Row) -> StoredEntry:
             balance_after=balance_after,
             drift=drift,
             silently_expired=silently_expired,
-            draws=tuple(map(Draw._make, json.loads(draws))),
+            draws=tuple(map(Draw._make, _from_json(draws))),
             is_void=voided_at_ms is not None,
         ),
         webhook=WebhookOrigin(webhook_id, shop_domain, api_version),
