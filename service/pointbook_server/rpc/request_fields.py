@@ -76,6 +76,11 @@ def is_language(tag: str) -> bool:
     return len(tag) <= LANGUAGE_LENGTH_MAX and _LANGUAGE.fullmatch(tag) is not None
 
 
+def is_identifier(value: str) -> bool:
+    """Return whether a text has the form of an id: 1 to 64 visible ASCII characters."""
+    return 0 < len(value) <= ID_LENGTH_MAX and _VISIBLE_ASCII.fullmatch(value) is not None
+
+
 def read_etag(etag: str) -> int | None:
     """Return the revision that an etag names; None for an empty one.
 
