@@ -19,7 +19,7 @@ from reporting.progress import StepProgress
 from reporting.results import Result, print_table, write_json
 from scenarios.memory import measure_memory
 from scenarios.populations import Populations, plan_populations
-from scenarios.rates import APPLY, BATCH, IN_FLIGHT, REDEEM, UPDATES_IN_BATCH, VALIDATE, Scenario, selected_rates
+from scenarios.rates import APPLY, BATCH, GET, IN_FLIGHT, REDEEM, UPDATES_IN_BATCH, VALIDATE, Scenario, selected_rates
 from scenarios.speed import ROUNDS, SpeedMeasurement, SpeedPlan
 from scenarios.startup import measure_startup
 from scenarios.statements import count_statements, enable_statement_counts
@@ -74,6 +74,7 @@ class CountedCalls(NamedTuple):
 COUNTED_CALLS = (
     CountedCalls(APPLY, CallKind.APPLY, calls=1_000, in_flight=16),
     CountedCalls(BATCH, CallKind.BATCH, calls=20, in_flight=1, updates=UPDATES_IN_BATCH),
+    CountedCalls(GET, CallKind.GET, calls=1_000, in_flight=16),
     CountedCalls(VALIDATE, CallKind.VALIDATE, calls=1_000, in_flight=16),
     CountedCalls(REDEEM, CallKind.REDEEM, calls=1_000, in_flight=16),
 )

@@ -48,6 +48,7 @@ async def open_calls(job: Job, stack: AsyncExitStack) -> list[Call]:
         CallKind.APPLY: _apply,
         CallKind.LATE: _apply,
         CallKind.BATCH: _batch,
+        CallKind.GET: _get,
         CallKind.VALIDATE: _validate,
         CallKind.ISSUE: _issue,
         CallKind.REDEEM: _redeem,
@@ -87,6 +88,18 @@ def _error_of(error: points_pb2.UpdateError) -> Exception:
     if error.code == grpc.StatusCode.UNAVAILABLE.value[0]:
         return UnavailableError()
     return UnexpectedAnswerError(f"an update of a batch failed with {error.reason}: {error.message}")
+
+
+def _get(channel: grpc.aio.Channel, metadata: Any) -> Call:
+    method = points_pb2_grpc.PointsServiceStub(channel).GetPointsAccount
+
+    async def call(request: points_pb2.GetPointsAccountRequest) -> int:
+        response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
+        if not response.account.lots:
+            raise UnexpectedAnswerError("an account without lots was returned")
+        return 0
+
+    return call
 
 
 def _validate(channel: grpc.aio.Channel, metadata: Any) -> Call:

@@ -19,6 +19,7 @@ class CallKind(StrEnum):
     APPLY = "APPLY"
     BATCH = "BATCH"
     LATE = "LATE"
+    GET = "GET"
     VALIDATE = "VALIDATE"
     ISSUE = "ISSUE"
     REDEEM = "REDEEM"

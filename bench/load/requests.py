@@ -3,7 +3,7 @@
 import itertools
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -37,10 +37,8 @@ class RequestGenerator:
             customers = self._customers.setdefault(population, iter(range(population.accounts)))
             return (_issue_request(population.ids(number)) for number in customers)
         numbers = _random_numbers(population.accounts)
-        if job.kind is CallKind.REDEEM:
-            return (_redeem_request(population.ids(number)) for number in numbers)
-        if job.kind is CallKind.VALIDATE:
-            return (_validate_request(population.ids(number)) for number in numbers)
+        if build := ACCOUNT_REQUESTS.get(job.kind):
+            return (build(population.ids(number)) for number in numbers)
         histories = self._histories.setdefault(population, AccountHistories(population))
         if job.kind is CallKind.LATE:
             return (_apply_request(histories.late_change(number)) for number in numbers)
@@ -115,6 +113,10 @@ def _webhook_request(change: PointsChange) -> bytes:
     return head.encode() + body
 
 
+def _get_request(account: AccountIds) -> points_pb2.GetPointsAccountRequest:
+    return points_pb2.GetPointsAccountRequest(**account._asdict())
+
+
 def _validate_request(account: AccountIds) -> redemption_pb2.ValidateRedemptionRequest:
     return redemption_pb2.ValidateRedemptionRequest(
         customer=_customer(account), program_id=PROGRAM_ID, points=REDEEMED_POINTS
@@ -134,6 +136,14 @@ def _redeem_request(account: AccountIds) -> redemption_pb2.RedeemPointsRequest:
         points=REDEEMED_POINTS,
         external_reference_number=new_event_id(),
     )
+
+
+ACCOUNT_REQUESTS: dict[CallKind, Callable[[AccountIds], Any]] = {
+    CallKind.GET: _get_request,
+    CallKind.VALIDATE: _validate_request,
+    CallKind.REDEEM: _redeem_request,
+}
+"""The requests that differ only by their account."""
 
 
 def _customer(account: AccountIds) -> identity_pb2.CustomerRef:

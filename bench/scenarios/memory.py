@@ -17,6 +17,6 @@ async def measure_memory(job: Job, server: ServerProcess, load: LoadProcess, ste
     before, after = resident
     change = 100 * (after - before) / before
     return [
-        Result(f"server's resident memory after {job.calls_max:,} calls", before, "MB", "≤ 150 MB, aim 100 MB"),
-        Result(f"server's resident memory: change over the next {job.calls_max:,} calls", change, "%", "± 5 %"),
+        Result(f"server's resident memory after {job.calls_max:,} calls", before, "MB", "≤ 130 MB, aim 100 MB"),
+        Result(f"server's resident memory: change over the next {job.calls_max:,} calls", change, "%", "± 2 %"),
     ]

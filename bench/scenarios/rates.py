@@ -19,6 +19,7 @@ PLAIN = "ApplyPointsUpdate, written plainly"
 HOT = f"{APPLY}, 10 hot accounts"
 BATCH = f"BatchApplyPointsUpdates, {UPDATES_IN_BATCH} a call"
 PGBENCH = "pgbench, one upsert a commit, 16 clients"
+GET = "GetPointsAccount"
 VALIDATE = "ValidateRedemption, no code"
 REDEEM = "RedeemPoints"
 WEBHOOK = "webhook → shim → server → committed → 200"
@@ -34,6 +35,7 @@ class Scenario(StrEnum):
     HOT = "hot"
     MERCHANTS = "merchants"
     BATCH = "batch"
+    GET = "get"
     VALIDATE = "validate"
     ISSUE = "issue"
     REDEEM = "redeem"
@@ -82,17 +84,17 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
             CallKind.APPLY,
             "pointbook",
             populations.ledger,
-            ((ECHO, "≥ 0.50, aim 0.70"), (PLAIN, "≥ 2.5, aim 4")),
+            ((ECHO, "≥ 0.70, aim 0.80"), (PLAIN, "≥ 5, aim 7")),
         ),
         Rate(Scenario.PLAIN, PLAIN, CallKind.APPLY, "plain", populations.ledger),
-        Rate(Scenario.HOT, HOT, CallKind.APPLY, "pointbook", populations.hot, ((APPLY, "≥ 0.9, aim 1.0"),)),
+        Rate(Scenario.HOT, HOT, CallKind.APPLY, "pointbook", populations.hot, ((APPLY, "≥ 1.0, aim 1.1"),)),
         Rate(
             Scenario.MERCHANTS,
             f"{APPLY}, 1,000 merchants",
             CallKind.APPLY,
             "pointbook",
             populations.spread,
-            ((APPLY, "≥ 0.3, aim 0.5"),),
+            ((APPLY, "≥ 0.60, aim 0.8"),),
         ),
         Rate(
             Scenario.BATCH,
@@ -100,17 +102,18 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
             CallKind.BATCH,
             "pointbook",
             populations.ledger,
-            ((PGBENCH, "≥ 1.0, aim 2.0"),),
+            ((PGBENCH, "≥ 1.5, aim 2.0"),),
             in_flight=BATCHES_IN_FLIGHT,
             updates=UPDATES_IN_BATCH,
         ),
+        Rate(Scenario.GET, GET, CallKind.GET, "pointbook", populations.ledger, ((ECHO, "≥ 0.75, aim 0.85"),)),
         Rate(
             Scenario.VALIDATE,
             VALIDATE,
             CallKind.VALIDATE,
             "pointbook",
             populations.ledger,
-            ((ECHO, "≥ 0.55, aim 0.80"),),
+            ((ECHO, "≥ 0.75, aim 0.85"),),
         ),
         Rate(
             Scenario.ISSUE,
@@ -118,7 +121,7 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
             CallKind.ISSUE,
             "pointbook",
             populations.code_receivers,
-            ((ECHO, "≥ 0.25, aim 0.50"),),
+            ((ECHO, "≥ 0.50, aim 0.70"),),
         ),
         Rate(
             Scenario.REDEEM,
@@ -126,9 +129,9 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
             CallKind.REDEEM,
             "pointbook",
             populations.redeemers,
-            ((ECHO, "≥ 0.25, aim 0.50"),),
+            ((ECHO, "≥ 0.60, aim 0.70"),),
         ),
-        Rate(Scenario.WEBHOOK, WEBHOOK, CallKind.WEBHOOK, "shim", populations.ledger, ((ECHO, "≥ 0.20, aim 0.35"),)),
+        Rate(Scenario.WEBHOOK, WEBHOOK, CallKind.WEBHOOK, "shim", populations.ledger, ((ECHO, "≥ 0.50, aim 0.60"),)),
     )
 
 

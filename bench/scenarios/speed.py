@@ -98,7 +98,7 @@ class SpeedMeasurement:
     def _results(self) -> list[Result]:
         results = [result for rate in self._plan.rates for result in self._rate_results(rate)]
         if WEBHOOK in self._measurements:
-            results.append(Result(f"{WEBHOOK}: p99", self._median(WEBHOOK, "p99_ms"), "ms", "< 500 ms"))
+            results.append(Result(f"{WEBHOOK}: p99", self._median(WEBHOOK, "p99_ms"), "ms", "< 200 ms"))
         if HOT in self._measurements:
             late = sum(measurement.late for measurement in self._measurements[HOT])
             calls = sum(measurement.calls for measurement in self._measurements[HOT])

@@ -14,7 +14,7 @@ from servers.subprocesses import read_line, run_python
 
 READY = re.compile(r"http://(\S+)/readyz")
 ANY_PORT = "127.0.0.1:0"
-BAR = "≤ 5 s, aim 2 s"
+BAR = "≤ 2 s, aim 1 s"
 
 
 async def measure_startup(folder: Path, steps: StepProgress) -> list[Result]:

@@ -100,11 +100,11 @@ class Services:
         programs = ProgramTransactions(database, self.quarantine)
         challenges = ValidationCodeTransactions(database)
         redemptions = RedemptionTransactions(database, programs, AccountRepository, CustomerRepository, challenges)
-        ledger = LedgerTransactions(database, redemptions, register_stores=development)
+        self._ledger = LedgerTransactions(database, redemptions, register_stores=development)
         tombstones = Tombstones(list(settings.code_key_bytes().values()))
         customers = CustomerTransactions(database, self.quarantine, challenges, tombstones, register_stores=development)
         self.points_batcher = Batcher(
-            ledger.apply,
+            self._ledger.apply,
             batch_max=UPDATES_IN_BATCH_MAX,
             waiting_max=UPDATES_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_BATCHES_MAX,
@@ -126,7 +126,7 @@ class Services:
         self.redemptions = RedemptionService(redemptions, self.codes, self.refusals, clock)
         self.store_erasures = StoreErasureTransactions(database, customers, self.quarantine, clock, metrics)
         self._points = PointsServicer(
-            ledger, programs, self.points_batcher, clock, grpc_code=grpc_code, metrics=metrics
+            self._ledger, programs, self.points_batcher, clock, grpc_code=grpc_code, metrics=metrics
         )
         timeline = Timeline(self._points, RedemptionHistory(database), self.codes, self.refusals)
         self._redemption = RedemptionServicer(
@@ -161,6 +161,7 @@ class Services:
     async def drain(self) -> None:
         """Wait until all work in the background has ended."""
         await self.points_batcher.drain()
+        await self._ledger.drain()
         await self.redemptions.drain()
         await self.codes.drain()
         await self.refusals.close()

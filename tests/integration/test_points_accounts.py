@@ -1,5 +1,7 @@
 """PointsService on a real database: accounts, order, drift and refusals."""
 
+import asyncio
+
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -15,6 +17,7 @@ from support.points import (
     ORDERS,
     REDEEM_COUPON,
     START_MS,
+    apply_batch,
     buyer_account,
     decrease,
     increase,
@@ -157,6 +160,32 @@ async def test_a_response_has_at_most_five_hundred_lots(client: Client, shop: Sh
             assert expiries == list(range(NOW_MS - count, NOW_MS))[:500]
             assert account.lots_truncated == (count > 500)
             assert account.expired_points == count
+
+
+async def test_lots_are_left_out_on_request_and_nothing_else_changes(client: Client, shop: Shop) -> None:
+    await client.apply(increase(shop, 0, 20, 20, points_expiry_time=at(NOW_MS + DAY_MS)))
+    await client.apply(increase(shop, 1, 5, 25))
+
+    with_lots = await buyer_account(client, shop, with_lots=True)
+    without_lots = await buyer_account(client, shop, with_lots=False)
+
+    assert with_lots == await buyer_account(client, shop)
+    assert [lot.remaining_points for lot in with_lots.lots] == [20, 5]
+    assert not without_lots.lots
+    with_lots.ClearField("lots")
+    assert without_lots == with_lots
+    assert without_lots.next_expiry.points == 20
+
+
+async def test_concurrent_reads_return_the_account_of_each_call(client: Client, shop: Shop) -> None:
+    updates = (shop.update(buyer_id=f"buyer-{n}", updated_value=n, points_balance=n) for n in range(1, 21))
+    await apply_batch(client, *updates)
+    buyers = [f"buyer-{n % 25}" for n in range(100)]
+
+    accounts = await asyncio.gather(*(client.account(shop.merchant_id, shop.store_id, buyer) for buyer in buyers))
+
+    assert [account.buyer_id for account in accounts] == buyers
+    assert [account.points_balance for account in accounts] == [n % 25 if n % 25 <= 20 else 0 for n in range(100)]
 
 
 async def test_a_wrong_account_request_names_all_wrong_fields(client: Client) -> None:

@@ -646,7 +646,9 @@ class PointsAccount(_message.Message):
     REFUND_POINT_BY_EXCHANGE, and a positive balance from before the first entry.
     """
     lots_truncated: _builtins.bool
-    """lots_truncated is true if the account has more lots than `lots` contains."""
+    """lots_truncated is true if the account has more lots than `lots` contains. It is false if the request has excluded
+    the lots.
+    """
     @_builtins.property
     def as_of(self) -> _timestamp_pb2.Timestamp:
         """as_of is the moment for which active, held and expired points are computed."""
@@ -799,12 +801,17 @@ class GetPointsAccountRequest(_message.Message):
     STORE_ID_FIELD_NUMBER: _builtins.int
     BUYER_ID_FIELD_NUMBER: _builtins.int
     AT_TIME_FIELD_NUMBER: _builtins.int
+    WITH_LOTS_FIELD_NUMBER: _builtins.int
     merchant_id: _builtins.str
     """merchant_id is SHOPLINE's id of the merchant: 1 to 64 visible ASCII characters. Required."""
     store_id: _builtins.str
     """store_id is SHOPLINE's id of the store: 1 to 64 visible ASCII characters. Required."""
     buyer_id: _builtins.str
     """buyer_id is SHOPLINE's id of the customer in that store: 1 to 64 visible ASCII characters. Required."""
+    with_lots: _builtins.bool
+    """with_lots is whether the response contains the lots. Default: true. Without them the response is smaller and takes
+    less time; all other fields stay the same.
+    """
     @_builtins.property
     def at_time(self) -> _timestamp_pb2.Timestamp:
         """at_time is the moment for which active, held and expired points are computed. Default: now. It moves only the
@@ -818,12 +825,15 @@ class GetPointsAccountRequest(_message.Message):
         store_id: _builtins.str = ...,
         buyer_id: _builtins.str = ...,
         at_time: _timestamp_pb2.Timestamp | None = ...,
+        with_lots: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_with_lots", b"_with_lots", "at_time", b"at_time", "with_lots", b"with_lots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_time", b"at_time", "buyer_id", b"buyer_id", "merchant_id", b"merchant_id", "store_id", b"store_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_with_lots", b"_with_lots", "at_time", b"at_time", "buyer_id", b"buyer_id", "merchant_id", b"merchant_id", "store_id", b"store_id", "with_lots", b"with_lots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__with_lots: _TypeAlias = _typing.Literal["with_lots"]  # noqa: Y015
+    _WhichOneofArgType__with_lots: _TypeAlias = _typing.Literal["_with_lots", b"_with_lots"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_lots) -> _WhichOneofReturnType__with_lots | None: ...
 
 Global___GetPointsAccountRequest: _TypeAlias = GetPointsAccountRequest  # noqa: Y015
 
@@ -836,7 +846,7 @@ class GetPointsAccountResponse(_message.Message):
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def account(self) -> Global___PointsAccount:
-        """account is the account with its lots."""
+        """account is the account, with its lots unless the request has excluded them."""
 
     def __init__(
         self,

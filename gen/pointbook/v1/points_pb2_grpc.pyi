@@ -82,7 +82,12 @@ class PointsServiceStub:
     """GetPointsAccount returns an account: its balance, its active, held and expired points, and its lots.
 
     Scope `points.read`. An account without events has zero points. So has an account of an unknown store, or of
-    another merchant's store. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
+    another merchant's store. Concurrent calls for accounts of one merchant share a statement.
+
+    Errors:
+
+    - INVALID_ARGUMENT (INVALID_FIELDS): a field is invalid.
+    - RESOURCE_EXHAUSTED (QUEUE_FULL): too many calls are waiting. Retry.
 
     See docs/reference/ledger.md#active-points.
     """
@@ -188,7 +193,12 @@ class PointsServiceAsyncStub(PointsServiceStub):
     """GetPointsAccount returns an account: its balance, its active, held and expired points, and its lots.
 
     Scope `points.read`. An account without events has zero points. So has an account of an unknown store, or of
-    another merchant's store. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
+    another merchant's store. Concurrent calls for accounts of one merchant share a statement.
+
+    Errors:
+
+    - INVALID_ARGUMENT (INVALID_FIELDS): a field is invalid.
+    - RESOURCE_EXHAUSTED (QUEUE_FULL): too many calls are waiting. Retry.
 
     See docs/reference/ledger.md#active-points.
     """
@@ -306,7 +316,12 @@ class PointsServiceServicer:
         """GetPointsAccount returns an account: its balance, its active, held and expired points, and its lots.
 
         Scope `points.read`. An account without events has zero points. So has an account of an unknown store, or of
-        another merchant's store. Errors: INVALID_ARGUMENT (INVALID_FIELDS) for an invalid field.
+        another merchant's store. Concurrent calls for accounts of one merchant share a statement.
+
+        Errors:
+
+        - INVALID_ARGUMENT (INVALID_FIELDS): a field is invalid.
+        - RESOURCE_EXHAUSTED (QUEUE_FULL): too many calls are waiting. Retry.
 
         See docs/reference/ledger.md#active-points.
         """

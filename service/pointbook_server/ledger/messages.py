@@ -36,6 +36,7 @@ from pointbook_server.rpc.request_fields import (
     YEAR_2000_MS,
     Fields,
     to_timestamp,
+    write_timestamp,
 )
 
 WEBHOOK_ID_LENGTH_MAX = 128
@@ -321,22 +322,22 @@ def fill_account(
     as_of.nanos = milliseconds * NANOS_PER_MS
 
 
-def write_account_with_lots(
-    merchant_id: str, key: AccountKey, account: Account, next_expiry: Expiry | None, at_ms: int
+def write_account_with_expiry(
+    merchant_id: str, key: AccountKey, account: Account, next_expiry: Expiry | None, at_ms: int, *, with_lots: bool
 ) -> points_pb2.PointsAccount:
-    """Build the message of an account with its first lots and its next expiry."""
+    """Build the message of an account with its next expiry, and with its first lots."""
     message = write_account(merchant_id, key, account, at_ms)
-    for lot in account.lots[:LOTS_MAX]:
-        message.lots.add(
-            remaining_points=lot.remaining,
-            original_points=lot.original,
-            points_expiry_time=_optional_timestamp(lot.expires_at_ms),
-            event_id=lot.event_id,
-        )
-    message.lots_truncated = len(account.lots) > LOTS_MAX or account.overflow is not None
+    if with_lots:
+        for lot in account.lots[:LOTS_MAX]:
+            added = message.lots.add(
+                remaining_points=lot.remaining, original_points=lot.original, event_id=lot.event_id
+            )
+            if lot.expires_at_ms is not None:
+                write_timestamp(added.points_expiry_time, lot.expires_at_ms)
+        message.lots_truncated = len(account.lots) > LOTS_MAX or account.overflow is not None
     if next_expiry is not None:
         message.next_expiry.points = next_expiry.points
-        message.next_expiry.time.CopyFrom(to_timestamp(next_expiry.at_ms))
+        write_timestamp(message.next_expiry.time, next_expiry.at_ms)
     return message
 
 

@@ -168,15 +168,16 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         request: points_pb2.GetPointsAccountRequest,
         _context: object,
     ) -> points_pb2.GetPointsAccountResponse:
-        """Return an account with its lots."""
+        """Return an account, with its lots unless the request excludes them."""
         fields = Fields()
         merchant_id = fields.identifier("merchant_id", request.merchant_id)
         key = messages.read_account_key(fields, request)
         at_ms = fields.time_ms("at_time", request.at_time) if request.HasField("at_time") else self._clock()
         fields.check()
-        account = await self._ledger.account(merchant_id, key, at_ms, lots=messages.LOTS_MAX)
+        with_lots = request.with_lots or not request.HasField("with_lots")
+        account = await self._ledger.account(merchant_id, key, at_ms, lots=messages.LOTS_MAX if with_lots else 0)
         next_expiry = await self._ledger.next_expiry(merchant_id, key, account, at_ms)
-        message = messages.write_account_with_lots(merchant_id, key, account, next_expiry, at_ms)
+        message = messages.write_account_with_expiry(merchant_id, key, account, next_expiry, at_ms, with_lots=with_lots)
         return points_pb2.GetPointsAccountResponse(account=message)
 
     async def ListPointsEntries(

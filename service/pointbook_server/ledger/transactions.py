@@ -24,7 +24,14 @@ from pointbook_server.ledger.model import (
 )
 from pointbook_server.ledger.voiding import set_void
 from pointbook_server.reasons import Reason
+from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.pagination import PageQuery
+
+ACCOUNTS_IN_READ_MAX = 500
+READS_WAITING_MAX = 10_000
+CONCURRENT_READS_MAX = 8
+"""The most merchants whose accounts are read at a time."""
+NO_ACCOUNT = Account()
 
 
 class LedgerTransactions:
@@ -37,6 +44,12 @@ class LedgerTransactions:
         self._database = database
         self._redemptions = redemptions
         self._register_stores = register_stores
+        self._account_batcher: Batcher[str, AccountKey, Account] = Batcher(
+            self._read_accounts,
+            batch_max=ACCOUNTS_IN_READ_MAX,
+            waiting_max=READS_WAITING_MAX,
+            max_concurrent_batches=CONCURRENT_READS_MAX,
+        )
 
     async def apply(self, merchant_id: str, batch: Sequence[ReceivedEvent]) -> list[ApplyResult | PointbookError]:
         """Write events of one merchant in one transaction, and return their results.
@@ -57,10 +70,14 @@ class LedgerTransactions:
     async def account(self, merchant_id: str, key: AccountKey, at_ms: int, *, lots: int = 0) -> Account:
         """Return an account with the lots that `points_at` needs.
 
-        Also with at least its first `lots` lots. An unknown account is empty.
+        Also with at least its first `lots` lots. An unknown account is empty. Concurrent calls share a statement.
+        Raises QUEUE_FULL.
         """
-        async with self._database.autocommit() as connection:
-            account = await AccountRepository(connection, merchant_id).read_one(key)
+        self._account_batcher.check_capacity(1)
+        (result,) = self._account_batcher.submit(merchant_id, [key])
+        account = await result
+        if isinstance(account, PointbookError):
+            raise account
         if not lacks_lots(account, at_ms, lots):
             return account
 
@@ -69,6 +86,12 @@ class LedgerTransactions:
             return await repository.load_lots(key, await repository.read_one(key), at_ms, lots=lots)
 
         return await self._database.snapshot(read)
+
+    async def _read_accounts(self, merchant_id: str, keys: Sequence[AccountKey]) -> list[Account | PointbookError]:
+        async with self._database.autocommit() as connection:
+            repository = AccountRepository(connection, merchant_id)
+            await repository.read(set(keys))
+        return [repository.accounts.get(key, NO_ACCOUNT) for key in keys]
 
     async def next_expiry(self, merchant_id: str, key: AccountKey, account: Account, at_ms: int) -> Expiry | None:
         """Return the next expiry of unheld points of an account after a time, if any."""
@@ -155,6 +178,10 @@ class LedgerTransactions:
             return await set_void(repository, changing, void, is_void=is_void)
 
         return await self._database.transaction(work)
+
+    async def drain(self) -> None:
+        """Wait until no account is being read."""
+        await self._account_batcher.drain()
 
 
 def _entry_not_found(event_id: str) -> PointbookError:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import NamedTuple
 
 from pointbook_server.customers.model import (
     Customer,
@@ -19,7 +20,7 @@ from pointbook_server.programs.model import Channel, Program
 from pointbook_server.reasons import Reason
 from pointbook_server.redemption.allocation import SourceAccount
 from pointbook_server.redemption.bookings import Booking, find_booking
-from pointbook_server.redemption.caps import Usage, check_caps
+from pointbook_server.redemption.caps import NO_USAGE, Usage, check_caps, has_caps
 from pointbook_server.redemption.currency import to_points
 from pointbook_server.redemption.rules import (
     Eligibility,
@@ -42,8 +43,7 @@ class GroupRef:
     use_default: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RedemptionRequest:
+class RedemptionRequest(NamedTuple):
     """The points, the program and the customer of a redemption to assess.
 
     `identifier` is the name of the identifier's field. `key` is None if a buyer's ids are malformed; other identifiers
@@ -55,10 +55,10 @@ class RedemptionRequest:
     key: CustomerKey | None
     program_id: int
     points: int
-    currency_value: Decimal | None
-    group_redemption: bool
-    group: GroupRef | None
-    channel: Channel | None
+    currency_value: Decimal | None = None
+    group_redemption: bool = False
+    group: GroupRef | None = None
+    channel: Channel | None = None
 
     def normalised_key(self, program: Program | None) -> CustomerKey | None:
         """Return the key in its stored form; None if it is malformed.
@@ -71,27 +71,33 @@ class RedemptionRequest:
         return None if value is None else replace(self.key, value=value)
 
 
-@dataclass(frozen=True, slots=True)
-class RedemptionContext:
+class RedemptionContext(NamedTuple):
     """The loaded data with which a request is assessed.
 
+    `own` are the redeemer's own accounts in every store, `sources` those that may be drawn on, each once.
     `other_programs` are the merchant's other programs whose points may be redeemed. `is_own_store` is false if an
-    unregistered buyer's store is not the merchant's, `selects_one_group` if the group's selectors disagree. `sources`
-    are the accounts that may be drawn on, each once. `bookings` contains those that the redemption may claim.
+    unregistered buyer's store is not the merchant's, `selects_one_group` if the group's selectors disagree. `bookings`
+    contains those that the redemption may claim.
     """
 
     now_ms: int
     program: Program | None
-    other_programs: tuple[Program, ...]
     key: CustomerKey | None
     customer: Customer | None
-    is_own_store: bool
-    group: UserGroup | None
-    selects_one_group: bool
+    own: Sequence[SourceAccount]
     sources: tuple[SourceAccount, ...]
     accounts: Mapping[AccountKey, Account]
-    usage: Usage
+    other_programs: tuple[Program, ...] = ()
+    group: UserGroup | None = None
+    selects_one_group: bool = True
+    is_own_store: bool = True
+    usage: Usage = NO_USAGE
     bookings: tuple[Booking, ...] = ()
+
+    @property
+    def has_redeemer(self) -> bool:
+        """Whether there is a customer or a buyer who may redeem."""
+        return self.customer is not None or (isinstance(self.key, AccountKey) and self.is_own_store)
 
     @property
     def redeemer(self) -> str:
@@ -119,15 +125,16 @@ class RedemptionContext:
         Locking all of their own serializes a customer's redemptions even with those that began when a buyer was still
         unregistered.
         """
-        return {source.key for source in (*self.sources, *own_sources(self.key, self.customer))}
+        return {source.key for source in (*self.sources, *self.own)}
 
     def without_booking(self, booking: Booking) -> "RedemptionContext":
         """Return the context before a booking: the points that it took are active."""
-        return replace(self, accounts={**self.accounts, booking.account: booking.undo(self.accounts[booking.account])})
+        return self._replace(accounts={**self.accounts, booking.account: booking.undo(self.accounts[booking.account])})
 
     def active_points(self, sources: Iterable[SourceAccount]) -> int:
         """Return the sum of the active points of some accounts."""
-        return sum(self.accounts.get(source.key, NO_ACCOUNT).points_at(self.now_ms).active for source in sources)
+        found = [self.accounts[key] for key, _ in sources if key in self.accounts]
+        return sum([account.points_at(self.now_ms).active for account in found])
 
 
 def own_sources(key: CustomerKey | None, customer: Customer | None) -> list[SourceAccount]:
@@ -153,8 +160,9 @@ def redeemable_sources(
             if not member.blocked and not member.fraud_blocked
             for key in member.buyers
         ]
-    stores = {store_id for program in programs for store_id in program.store_ids}
-    return tuple(sorted({source for source in sources if source.key.store_id in stores}))
+    stores = programs[0].store_ids if len(programs) == 1 else {store for each in programs for store in each.store_ids}
+    drawable = [source for source in sources if source.key.store_id in stores]
+    return tuple(drawable if len(drawable) <= 1 else sorted(set(drawable)))
 
 
 def draws_on_group(request: RedemptionRequest, program: Program) -> bool:
@@ -162,8 +170,7 @@ def draws_on_group(request: RedemptionRequest, program: Program) -> bool:
     return request.group is not None and program.allow_group_redemption
 
 
-@dataclass(frozen=True, slots=True)
-class Assessment:
+class Assessment(NamedTuple):
     """The outcome of all rules for a request: its points, and every violation.
 
     If SHOPLINE has already booked the redemption as `booking`, `context` is that before the booking, but
@@ -190,6 +197,8 @@ class Assessment:
         context, program = self.context, self.context.program
         if program is None:
             return []
+        if not context.other_programs:
+            return [program] if program.validation.required else []
         foreign = [source for source in context.sources if source.key.store_id not in program.store_ids]
         stores = {source.key.store_id for source in foreign if context.active_points([source])}
         others = (other for other in context.other_programs if stores.intersection(other.store_ids))
@@ -201,28 +210,28 @@ def assess(request: RedemptionRequest, context: RedemptionContext) -> Assessment
 
     Source: docs/reference/redemption.md#validating-a-redemption
     """
-    points, violations, booking = request.points, [], None
+    program, points, booking = context.program, request.points, None
     active_points = redeemable_points = context.active_points(context.sources)
-    if context.program is None:
-        violations.append(
+    if program is None:
+        violations = [
             Violation.of(Reason.PROGRAM_NOT_FOUND, "The merchant has no such program.", program_id=request.program_id)
-        )
+        ]
     else:
-        points, violations = _check_program_rules(request, context, context.program)
-        accounts = {source.key: context.accounts.get(source.key, NO_ACCOUNT) for source in context.sources}
-        booking = find_booking(points, context.program, accounts, context.bookings, context.now_ms)
+        points, violations = _check_program_rules(request, context, program)
+        if context.bookings:
+            accounts = {source.key: context.accounts.get(source.key, NO_ACCOUNT) for source in context.sources}
+            booking = find_booking(points, program, accounts, context.bookings, context.now_ms)
         if booking is not None:
             context = context.without_booking(booking)
             redeemable_points = context.active_points(context.sources)
     violations += _check_customer(request, context)
-    if context.program is not None and context.redeemer:
-        group_violations = list(_check_group(context)) if draws_on_group(request, context.program) else []
+    if program is not None and context.has_redeemer:
+        group_violations = list(_check_group(context)) if draws_on_group(request, program) else []
         violations += group_violations
         if not group_violations:
-            eligibility = _eligibility(context, context.program, redeemable_points)
-            violations += check_eligibility(points, context.program, eligibility)
-    if context.program is not None:
-        violations += check_caps(points, context.program, context.usage)
+            violations += check_eligibility(points, program, _eligibility(context, program, redeemable_points))
+    if program is not None and has_caps(program):
+        violations += check_caps(points, program, context.usage)
     return Assessment(context, points, active_points, tuple(violations), booking)
 
 
@@ -256,9 +265,8 @@ def _check_features(request: RedemptionRequest, context: RedemptionContext, prog
         )
     if request.group is not None and not program.allow_group_redemption:
         yield Violation.of(Reason.GROUP_REDEMPTION_NOT_ALLOWED, "The program does not allow groups to pool points.")
-    terms = (program.point_value, program.currency_code)
     for other in context.other_programs:
-        if (other.point_value, other.currency_code) != terms:
+        if (other.point_value, other.currency_code) != (program.point_value, program.currency_code):
             yield Violation.of(
                 Reason.CROSS_PROGRAM_MISCONFIGURED,
                 "Another program that allows its points to be redeemed gives them another value or currency.",
@@ -272,7 +280,7 @@ def _check_customer(request: RedemptionRequest, context: RedemptionContext) -> l
         return [
             Violation.of(Reason.IDENTIFIER_INVALID, "The identifier has no valid form.", identifier=request.identifier)
         ]
-    if not context.redeemer:
+    if not context.has_redeemer:
         return [
             Violation.of(Reason.CUSTOMER_NOT_FOUND, "No customer has this identifier.", identifier=request.identifier)
         ]
@@ -293,9 +301,10 @@ def _check_group(context: RedemptionContext) -> Iterator[Violation]:
 
 
 def _eligibility(context: RedemptionContext, program: Program, active_points: int) -> Eligibility:
-    own = [source for source in own_sources(context.key, context.customer) if source.key.store_id in program.store_ids]
+    own = [source for source in context.own if source.key.store_id in program.store_ids]
+    accounts = [context.accounts[key] for key, _ in own if key in context.accounts]
     return Eligibility(
         active_points=active_points,
         own_active_points=active_points if context.sources == tuple(own) else context.active_points(own),
-        lifetime_points=sum(context.accounts.get(source.key, NO_ACCOUNT).lifetime_points for source in own),
+        lifetime_points=sum([account.lifetime_points for account in accounts]),
     )

@@ -4,7 +4,6 @@ Source: docs/reference/redemption.md#caps
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -22,8 +21,7 @@ class CapWindows(NamedTuple):
     month_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """The points redeemed in a program today, this week and this month, net."""
 
     day_points: int = 0
@@ -33,6 +31,9 @@ class Usage:
     def plus(self, points: int) -> "Usage":
         """Return the usage after more points were redeemed."""
         return Usage(self.day_points + points, self.week_points + points, self.month_points + points)
+
+
+NO_USAGE = Usage()
 
 
 def cap_windows_at(now_ms: int, time_zone: str) -> CapWindows:
@@ -56,7 +57,7 @@ def has_caps(program: Program) -> bool:
     """Return whether the program caps what a customer redeems over time."""
     criteria = program.criteria
     caps = (criteria.max_points_per_day, criteria.max_points_per_week, criteria.max_points_per_month)
-    return any(cap is not None for cap in caps)
+    return caps != (None, None, None)
 
 
 def check_caps(points: int, program: Program, usage: Usage) -> Iterator[Violation]:

@@ -24,10 +24,9 @@ from pointbook_server.redemption.assessment import (
     requested_points,
 )
 from pointbook_server.redemption.bookings import settlement_lead_ms, settlement_scenes
-from pointbook_server.redemption.caps import CapWindows, Usage, cap_windows_at, has_caps
+from pointbook_server.redemption.caps import NO_USAGE, CapWindows, Usage, cap_windows_at, has_caps
 from pointbook_server.redemption.violations import Violation
 
-NO_USAGE = Usage()
 BOOKINGS_MAX = 100
 """The most decreases by one number of points to read of an account: as many as redemptions in a transaction."""
 
@@ -141,23 +140,28 @@ class ContextLoader:
         for request, key in zip(requests, keys, strict=True):
             program = requested.get(request.program_id)
             customer = None if key is None else found.get(key)
+            others = _other_programs(request, program, cross_programs) if cross_programs else ()
+            programs = () if program is None else (program, *others)
+            own = own_sources(key, customer)
+            if request.group is None:
+                sources = redeemable_sources(request, programs, own, None)
+                contexts.append(RedemptionContext(now_ms, program, key, customer, own, sources, accounts, others))
+                continue
             selected = await _select_groups(customers, request.group, customer, program)
             group = selected[0] if selected else None
-            others = _other_programs(request, program, cross_programs)
-            programs = () if program is None else (program, *others)
+            sources = redeemable_sources(request, programs, own, group)
             contexts.append(
                 RedemptionContext(
-                    now_ms=now_ms,
-                    program=program,
-                    other_programs=others,
-                    key=key,
-                    customer=customer,
-                    is_own_store=True,
-                    group=group,
+                    now_ms,
+                    program,
+                    key,
+                    customer,
+                    own,
+                    sources,
+                    accounts,
+                    others,
+                    group,
                     selects_one_group=len({None if group is None else group.group_id for group in selected}) <= 1,
-                    sources=redeemable_sources(request, programs, own_sources(key, customer), group),
-                    accounts=accounts,
-                    usage=NO_USAGE,
                 )
             )
         accounts |= await _load_accounts(ledger, contexts, now_ms, locked)
@@ -179,20 +183,20 @@ class ContextLoader:
         return []
 
     async def _with_stores(
-        self, connection: Connection, merchant_id: str, contexts: Sequence[RedemptionContext]
+        self, connection: Connection, merchant_id: str, contexts: list[RedemptionContext]
     ) -> list[RedemptionContext]:
         """Return the contexts, with `is_own_store` set for unregistered buyers."""
         unknown = {
             context.key.store_id
             for context in contexts
-            if context.customer is None and isinstance(context.key, AccountKey) and context.key not in context.accounts
+            if context.customer is None and context.key not in context.accounts and isinstance(context.key, AccountKey)
         }
         if not unknown:
-            return list(contexts)
+            return contexts
         foreign = unknown - await self._programs.own_stores(connection, merchant_id, unknown)
         return [
-            replace(
-                context, is_own_store=not isinstance(context.key, AccountKey) or context.key.store_id not in foreign
+            context._replace(
+                is_own_store=not isinstance(context.key, AccountKey) or context.key.store_id not in foreign
             )
             for context in contexts
         ]
@@ -207,11 +211,9 @@ def _other_programs(
 
 
 async def _select_groups(
-    customers: CustomerRepository, selectors: GroupRef | None, customer: Customer | None, program: Program | None
+    customers: CustomerRepository, selectors: GroupRef, customer: Customer | None, program: Program | None
 ) -> list[UserGroup | None]:
     """Return the group that each selector selects."""
-    if selectors is None:
-        return []
     selected = [await customers.find_group(by, key) for by, key in selectors.keys]
     if selectors.primary is not None:
         primary_id = await _find_customer_id(customers, selectors.primary, program)
@@ -244,13 +246,15 @@ async def _load_accounts(
     locked: Collection[AccountKey] | None,
 ) -> dict[AccountKey, Account]:
     """Return the accounts of all contexts, with enough lots for active points."""
-    keys = {key for context in contexts for key in context.account_keys}
+    keys = {source.key for context in contexts for source in (*context.sources, *context.own)}
     if locked is None:
         await ledger.read(keys)
     elif missing := keys.difference(locked):
         raise AccountsNotLockedError(missing)
     return {
-        key: await ledger.load_lots(key, account, now_ms) for key, account in ledger.accounts.items() if key in keys
+        key: account if account.overflow is None else await ledger.load_lots(key, account, now_ms)
+        for key, account in ledger.accounts.items()
+        if key in keys
     }
 
 
@@ -258,7 +262,7 @@ async def _with_bookings(
     connection: Connection,
     merchant_id: str,
     requests: Sequence[RedemptionRequest],
-    contexts: Sequence[RedemptionContext],
+    contexts: list[RedemptionContext],
 ) -> list[RedemptionContext]:
     """Return the contexts with the possible bookings of their requests."""
     searches = {
@@ -267,7 +271,7 @@ async def _with_bookings(
         for search in _booking_searches(request, context)
     }
     if not searches:
-        return list(contexts)
+        return contexts
     names = ("store_ids", "buyer_ids", "points", "since_ms")
     columns = dict(zip(names, map(list, zip(*sorted(searches), strict=True)), strict=True))
     scenes = {
@@ -275,7 +279,7 @@ async def _with_bookings(
     }
     params = {"merchant_id": merchant_id, "scenes": sorted(scenes), "limit": BOOKINGS_MAX, **columns}
     bookings = tuple(map(queries.read_booking, await connection.fetch(queries.FIND_BOOKINGS, params)))
-    return [replace(context, bookings=bookings) for context in contexts]
+    return [context._replace(bookings=bookings) for context in contexts]
 
 
 def _booking_searches(request: RedemptionRequest, context: RedemptionContext) -> Iterator[tuple[str, str, int, int]]:
@@ -292,7 +296,7 @@ def _booking_searches(request: RedemptionRequest, context: RedemptionContext) ->
 
 
 async def _with_usage(
-    connection: Connection, merchant_id: str, contexts: Sequence[RedemptionContext]
+    connection: Connection, merchant_id: str, contexts: list[RedemptionContext]
 ) -> list[RedemptionContext]:
     """Return the contexts with the usage of redeemers whose program has caps."""
     windows: dict[tuple[str, int], CapWindows] = {}
@@ -302,17 +306,17 @@ async def _with_usage(
             program_windows = cap_windows_at(context.now_ms, program.time_zone or DEFAULT_TIME_ZONE)
             windows |= {(name, program.program_id): program_windows for name in context.redeemers}
     if not windows:
-        return list(contexts)
+        return contexts
     columns = zip(*((*key, *starts) for key, starts in sorted(windows.items())), strict=True)
     names = ("redeemers", "program_ids", "days", "weeks", "months")
     params = {"merchant_id": merchant_id, **dict(zip(names, map(list, columns), strict=True))}
     rows = await connection.fetch(queries.READ_USAGE, params)
     used = {(row.redeemer, row.program_id): (row.day_points, row.week_points, row.month_points) for row in rows}
-    return [replace(context, usage=_sum_usage(context, used)) for context in contexts]
+    return [context._replace(usage=_sum_usage(context, used)) for context in contexts]
 
 
 def _sum_usage(context: RedemptionContext, used: Mapping[tuple[str, int], tuple[int, int, int]]) -> Usage:
     """Return the total usage of all names of a redeemer."""
     program_id = 0 if context.program is None else context.program.program_id
     parts = [used.get((name, program_id), (0, 0, 0)) for name in context.redeemers]
-    return Usage(*map(sum, zip(*parts, strict=True))) if parts else Usage()
+    return Usage(*map(sum, zip(*parts, strict=True))) if parts else NO_USAGE

@@ -4,10 +4,11 @@ Source: docs/reference/redemption.md#currency-input
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
 from fractions import Fraction
+from functools import cache
 from math import ceil, lcm
+from typing import NamedTuple
 
 from iso4217 import Currency
 
@@ -24,8 +25,7 @@ CURRENCY_VALUE_LIMIT = 10**12
 """The bound below which every requested currency value lies."""
 
 
-@dataclass(frozen=True, slots=True)
-class MonetaryValue:
+class MonetaryValue(NamedTuple):
     """The value of points in the base and in the local currency.
 
     It is exact in the base currency, and rounded to the program's decimals in the local one.
@@ -39,17 +39,26 @@ def monetary_value(points: int, program: Program) -> MonetaryValue | None:
     """Return the value of points; None if the program gives points no value."""
     if program.point_value is None or points <= 0:
         return None
-    value = EXACT.multiply(Decimal(points), program.point_value)
-    rate = Decimal(1) if program.local_currency_rate is None else program.local_currency_rate
-    minor_unit = Decimal(1).scaleb(-_local_decimals(program))
-    return MonetaryValue(value, EXACT.multiply(value, rate).quantize(minor_unit, context=EXACT))
+    value, rate = EXACT.multiply(points, program.point_value), program.local_currency_rate
+    local_value = value if rate is None else EXACT.multiply(value, rate)
+    return MonetaryValue(value, EXACT.quantize(local_value, _local_unit(program)))
 
 
-def _local_decimals(program: Program) -> int:
-    """Return the decimals of local values: the program's, else those of ISO 4217."""
+def _local_unit(program: Program) -> Decimal:
+    """Return the smallest local value: by the program's decimals, else by ISO 4217."""
     if program.local_currency_decimals is not None:
-        return program.local_currency_decimals
-    return Currency(program.local_currency_code or program.currency_code).exponent or 0
+        return _unit(program.local_currency_decimals)
+    return _unit(_iso_decimals(program.local_currency_code or program.currency_code))
+
+
+@cache
+def _unit(decimals: int) -> Decimal:
+    return Decimal(1).scaleb(-decimals)
+
+
+@cache
+def _iso_decimals(currency_code: str) -> int:
+    return Currency(currency_code).exponent or 0
 
 
 def to_points(currency_value: Decimal, program: Program) -> int | Violation:

@@ -4,7 +4,7 @@ Source: docs/reference/redemption.md#required-validation
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pointbook_server.errors import PointbookError
 from pointbook_server.reasons import Reason
@@ -15,8 +15,7 @@ CODE_INVALID = Violation.of(Reason.CODE_INVALID, "The code is not valid for this
 MISSED_CALL_NOT_SEEN = Violation.of(Reason.MISSED_CALL_NOT_SEEN, "No missed call was seen for this redemption.")
 
 
-@dataclass(frozen=True, slots=True)
-class ValidationEvidence:
+class ValidationEvidence(NamedTuple):
     """The evidence that the customer is validated: a code, a missed call, or none.
 
     A challenge_id without a code is that of a missed call. `skips` asks to skip the validation, and `may_skip` is

@@ -24,7 +24,7 @@ from pointbook_server.redemption.currency import CURRENCY_DECIMALS_MAX, monetary
 from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.model import Redemption, RedemptionDetails, RedemptionState, StoredReversal
 from pointbook_server.redemption.violations import REDEEMABLE, Violation
-from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, to_decimal_text, to_timestamp
+from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, is_identifier, to_decimal_text, to_timestamp
 from pointbook_server.validation_codes.code_format import normalize_code
 
 CODE_LENGTH_MAX = 32
@@ -35,6 +35,7 @@ CHANNELS = {
     redemption_pb2.VALIDATION_TYPE_EMAIL: Channel.EMAIL,
     redemption_pb2.VALIDATION_TYPE_MISSED_CALL: Channel.MISSED_CALL,
 }
+VALIDATION_TYPES = frozenset(redemption_pb2.ValidationType.values())
 CODE_TYPES = (redemption_pb2.VALIDATION_TYPE_SMS, redemption_pb2.VALIDATION_TYPE_EMAIL)
 STATES = {
     RedemptionState.PENDING: redemption_pb2.REDEMPTION_STATE_PENDING,
@@ -71,7 +72,7 @@ def read_redemption_request(fields: Fields, request: AssessedRequest) -> Redempt
     """Read the customer, the program and the points of a request."""
     identifier, key = read_customer(fields, request.customer)
     fields.present("program_id", is_present=bool(request.program_id))
-    if request.validation_type not in redemption_pb2.ValidationType.values():
+    if request.validation_type not in VALIDATION_TYPES:
         fields.wrong("validation_type", "is not a validation type of this server")
     return RedemptionRequest(
         merchant_id=request.customer.merchant_id,
@@ -150,9 +151,7 @@ def _read_identifier(fields: Fields, customer: identity_pb2.CustomerRef) -> tupl
 def _read_buyer(fields: Fields, store_id: str, buyer_id: str) -> AccountKey | None:
     fields.present("customer.buyer.store_id", is_present=bool(store_id))
     fields.present("customer.buyer.buyer_id", is_present=bool(buyer_id))
-    form = Fields()
-    key = AccountKey(form.identifier("store_id", store_id), form.identifier("buyer_id", buyer_id))
-    return key if form.is_clean else None
+    return AccountKey(store_id, buyer_id) if is_identifier(store_id) and is_identifier(buyer_id) else None
 
 
 def _read_group(fields: Fields, group: identity_pb2.UserGroupRef) -> GroupRef:
@@ -236,11 +235,13 @@ def read_evidence(
 def _read_code(fields: Fields, typed: str) -> str:
     """Read a typed code in the form in which codes are issued.
 
-    It needs at least one digit or letter.
+    It needs at least one digit or letter, unless it is empty.
     """
+    if not typed:
+        return ""
     fields.text("validation_code", _BLANK.sub(" ", typed), length_max=CODE_LENGTH_MAX)
     code = normalize_code(typed)
-    if typed and not any(character.isdecimal() or character.isalpha() for character in code):
+    if not any(character.isdecimal() or character.isalpha() for character in code):
         fields.wrong("validation_code", "must have digits or letters")
     return code
 
@@ -306,11 +307,11 @@ def write_assessment(assessment: Assessment, violations: list[Violation]) -> red
     """Build the response to a validation; the first violation is its status."""
     response = redemption_pb2.ValidateRedemptionResponse(
         redeemable=not violations,
-        status=write_status(violations[0] if violations else REDEEMABLE),
-        violations=map(write_status, violations),
+        status=write_status(violations[0]) if violations else REDEEMABLE_STATUS,
         points=assessment.points,
         active_points=assessment.active_points,
     )
+    response.violations.extend(map(write_status, violations))
     program = assessment.context.program
     value = None if program is None else monetary_value(assessment.points, program)
     if program is not None and value is not None:
@@ -325,6 +326,9 @@ def write_status(violation: Violation) -> redemption_pb2.RedemptionStatus:
     return redemption_pb2.RedemptionStatus(
         code=violation.code, reason=violation.reason.value, message=violation.message, metadata=violation.metadata
     )
+
+
+REDEEMABLE_STATUS = write_status(REDEEMABLE)
 
 
 def write_customer(name: str) -> redemption_pb2.ResolvedCustomer:

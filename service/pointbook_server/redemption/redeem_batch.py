@@ -158,7 +158,7 @@ class RedeemBatch:
         program_id = 0 if context.program is None else context.program.program_id
         new_points = sum(self._new_points[name, program_id] for name in context.redeemers)
         bookings = tuple(booking for booking in context.bookings if booking.event_id not in self._claimed)
-        return replace(context, accounts=self._accounts, usage=context.usage.plus(new_points), bookings=bookings)
+        return context._replace(accounts=self._accounts, usage=context.usage.plus(new_points), bookings=bookings)
 
     async def _allocate(self, assessment: Assessment) -> list[Allocation]:
         points, now_ms = assessment.points, assessment.context.now_ms

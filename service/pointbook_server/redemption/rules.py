@@ -5,15 +5,14 @@ Source: docs/reference/redemption.md#criteria
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pointbook_server.programs.model import Channel, Program
 from pointbook_server.reasons import Reason
 from pointbook_server.redemption.violations import Violation
 
 
-@dataclass(frozen=True, slots=True)
-class Eligibility:
+class Eligibility(NamedTuple):
     """The points that decide whether a customer may redeem.
 
     `active_points` are those of the accounts that may be drawn on; the other numbers are those of the customer's own

@@ -67,14 +67,13 @@ class RedemptionTransactions:
 
     async def next_expiry(self, merchant_id: str, context: RedemptionContext) -> Expiry | None:
         """Return the soonest expiry in the accounts that may be drawn on."""
-        keys = {source.key for source in context.sources} & context.accounts.keys()
-        expiries = []
-        async with self._database.autocommit() as connection:
-            ledger = self._open_ledger(connection, merchant_id)
-            for key in sorted(keys):
-                expiry = await ledger.next_expiry(key, context.accounts[key], context.now_ms)
-                if expiry is not None:
-                    expiries.append(expiry)
+        accounts = {key: context.accounts[key] for key, _ in context.sources if key in context.accounts}
+        found = [account.next_expiry(context.now_ms) for account in accounts.values() if account.overflow is None]
+        if overflowing := [key for key, account in accounts.items() if account.overflow is not None]:
+            async with self._database.autocommit() as connection:
+                ledger = self._open_ledger(connection, merchant_id)
+                found += [await ledger.next_expiry(key, accounts[key], context.now_ms) for key in overflowing]
+        expiries = [expiry for expiry in found if expiry is not None]
         if not expiries:
             return None
         soonest_ms = min(expiry.at_ms for expiry in expiries)
