@@ -66,7 +66,8 @@ class RunningCalls:
     def _cancel_late_calls(self) -> None:
         now = time.monotonic()
         for task, deadline in self._deadlines.items():
-            if deadline <= now and task not in self._late:
+            # A call that is being cancelled already is left to clean up.
+            if deadline <= now and not task.cancelling():
                 self._late.add(task)
                 task.cancel()
         self._has_timer = False
