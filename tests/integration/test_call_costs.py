@@ -1,9 +1,10 @@
-"""What the hot methods cost: a guard against slower calls that holds on any machine.
+"""What the hot methods cost, in numbers that do not depend on the machine.
 
 Speed itself is measured by the benchmarks. A figure that rises for a good reason is raised here, with the reason in the
-commit; one that falls is lowered, so that the gain stays.
+commit. One that falls is lowered, so that the gain stays.
 """
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -18,18 +19,18 @@ from support.shops import Shop
 
 CALLS = 12
 UPDATES_IN_BATCH = 100
-TOLERANCE = 1.1
-"""How much more than its figure a call may cost: functions differ between versions of Python and libraries."""
+TOLERANCES = (0.75, 1.1)
+"""How far a cost may be from its figure: functions differ between versions of Python and libraries."""
 
 COSTS = {
-    "PointsService/ApplyPointsUpdate": Cost(2, 1),
-    "PointsService/BatchApplyPointsUpdates": Cost(2, 1),
-    "PointsService/GetPointsAccount": Cost(1, 1),
-    "RedemptionService/ValidateRedemption": Cost(1, 1),
-    "RedemptionService/IssueValidationCode": Cost(1, 1),
-    "RedemptionService/RedeemPoints": Cost(1, 1),
+    "PointsService/ApplyPointsUpdate": Cost(2, 1_150),
+    "PointsService/BatchApplyPointsUpdates": Cost(2, 300),
+    "PointsService/GetPointsAccount": Cost(1, 520),
+    "RedemptionService/ValidateRedemption": Cost(3, 920),
+    "RedemptionService/IssueValidationCode": Cost(15, 4_060),
+    "RedemptionService/RedeemPoints": Cost(11, 2_750),
 }
-"""The figures of a call to a server that does nothing else, on Python 3.11."""
+"""The figures of a call to an idle server on Python 3.11, for a batch per update."""
 
 
 def buyer_of(number: int) -> str:
@@ -68,19 +69,19 @@ def requests_of(shop: Shop, method: str) -> Sequence[Message]:
 
 
 @pytest.mark.parametrize("method", COSTS)
-async def test_a_call_costs_no_more_than_before(
+async def test_the_cost_of_a_call_is_known(
     service: Service, admin_token: str, shop: Shop, method: str, figure: Callable[[str, float | str, str], None]
 ) -> None:
     per_call = UPDATES_IN_BATCH if method == "PointsService/BatchApplyPointsUpdates" else 1
     await service.client.put_program(shop.merchant_id, shop.store_id)
-    for number in range(CALLS):
-        await earn(service.client, shop, 300, buyer_of(number))
+    await asyncio.gather(*(earn(service.client, shop, 300, buyer_of(number)) for number in range(CALLS * per_call)))
 
     cost = await measure_calls(service.server, admin_token, method, requests_of(shop, method))
 
     name = method.partition("/")[2]
     goal = COSTS[method]
-    figure(f"{name}: round trips to the database", cost.round_trips, f"<= {goal.round_trips}")
-    figure(f"{name}: calls of functions, each update", cost.function_calls / per_call, f"<= {goal.function_calls:,}")
-    assert cost.round_trips <= goal.round_trips
-    assert cost.function_calls / per_call <= goal.function_calls * TOLERANCE
+    figure(f"{name}: round trips to the database", cost.round_trips, f"{goal.round_trips}")
+    figure(f"{name}: calls of functions, each update", cost.function_calls / per_call, f"about {goal.function_calls:,}")
+    assert cost.round_trips == goal.round_trips
+    low, high = TOLERANCES
+    assert low * goal.function_calls <= cost.function_calls / per_call <= high * goal.function_calls

@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -23,7 +24,8 @@ class Cost(NamedTuple):
     function_calls: float
 
 
-class Details(NamedTuple):
+@dataclass
+class Details:
     """The details of a call by which gRPC asks for its handler."""
 
     method: str
@@ -62,9 +64,10 @@ class Counter:
 
 
 async def measure_calls(server: Server, token: str, method: str, requests: Sequence[Message]) -> Cost:
-    """Return the cost of the cheapest of some calls, made one after another, without gRPC's own.
+    """Return the cost of the cheapest of some calls, made one after another.
 
-    The others may include work in the background, and the preparation of statements.
+    The others may include work in the background, and the preparation of statements. What gRPC itself costs is left
+    out.
     """
     handler: Any = server._build_method_handlers().service(Details(f"/pointbook.v1.{method}"))
     costs = []

@@ -13,6 +13,7 @@ from pointbook_server.rpc.authentication import Authenticator
 from pointbook_server.rpc.method_handlers import MethodHandlers
 from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
 from pointbook_server.rpc.running_calls import RunningCalls
+from support.call_costs import Details
 
 METHOD = "/pointbook.v1.PointsService/ApplyPointsUpdate"
 
@@ -37,13 +38,6 @@ class DisconnectingContext:
         raise grpc.aio.InternalError('Failed "execute_batch"')
 
 
-class Details:
-    """The details of a call by which gRPC asks for its handler."""
-
-    method = METHOD
-    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
-
-
 async def test_caller_that_disconnects_at_its_status_is_not_an_error() -> None:
     """Any exception but a cancellation is logged by gRPC with a traceback."""
 
@@ -61,7 +55,7 @@ async def test_caller_that_disconnects_at_its_status_is_not_an_error() -> None:
     )
     service, name = METHOD[1:].split("/")
     handlers.add_registered_method_handlers(service, {name: grpc.unary_unary_rpc_method_handler(refuse)})
-    handler: Any = handlers.service(Details())
+    handler: Any = handlers.service(Details(METHOD))
 
     with pytest.raises(asyncio.CancelledError):
         await handler.stream_unary(None, DisconnectingContext())
