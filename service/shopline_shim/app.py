@@ -16,6 +16,7 @@ from shopline_shim.grpc_client import CHANNEL_OPTIONS, PointbookClient
 from shopline_shim.metrics import Metrics
 from shopline_shim.missed_calls_endpoint import MissedCallsEndpoint
 from shopline_shim.operator_endpoints import health_route, metrics_route, readiness_route
+from shopline_shim.points_batcher import PointsBatcher
 from shopline_shim.readiness import ReadinessCheck
 from shopline_shim.request_id_middleware import RequestIdMiddleware
 from shopline_shim.responses import NOT_FOUND
@@ -44,7 +45,9 @@ def create_app(settings: ShimSettings) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
         async with open_aio_channel(settings, settings.grpc_address, CHANNEL_OPTIONS, tls) as channel:
-            yield {"settings": settings, "connection_limits": limits, "client": PointbookClient(settings, channel)}
+            client = PointbookClient(settings, channel)
+            points = PointsBatcher(client)
+            yield {"settings": settings, "connection_limits": limits, "client": client, "points": points}
 
     routes = [*_sender_routes(settings, metrics), health_route(), readiness_route(ReadinessCheck(settings))]
     if settings.shim_metrics_address == settings.http_address:

@@ -22,6 +22,7 @@ from shopline_shim.endpoint_bindings import EndpointBinding
 from shopline_shim.grpc_client import CallContext, PointbookClient
 from shopline_shim.grpc_errors import ACCESS_DENIED, error_details, log_unavailable
 from shopline_shim.metrics import Metrics
+from shopline_shim.points_batcher import PointsBatcher
 from shopline_shim.quarantine_cause import QuarantineCause
 from shopline_shim.request_body import BodyError, read_body
 from shopline_shim.responses import RETRY_AFTER, UNAVAILABLE, WRONG_SIGNATURE
@@ -157,10 +158,8 @@ class WebhooksEndpoint:
         """
         update = translate.points_update(webhook.headers, webhook.raw_body)
         self._check_store_and_age(webhook, update.store_id, update.updated_at)
-        client = webhook.client
-        response = await client.call(
-            client.points.ApplyPointsUpdate, points_pb2.ApplyPointsUpdateRequest(update=update), webhook.context
-        )
+        points: PointsBatcher = webhook.request.state.points
+        response = await points.apply(update, webhook.context)
         if response.webhook_id_differs:
             self._metrics.duplicates_with_other_webhook_id.inc()
         headers = _WEBHOOK_ID_DIFFERS if response.webhook_id_differs else {}

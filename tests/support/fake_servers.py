@@ -46,12 +46,18 @@ class FakePoints(points_pb2_grpc.PointsServiceServicer):
     def reset(self) -> None:
         """Delete the stored requests, and return APPLIED from now on."""
         self.updates: list[points_pb2.PointsUpdate] = []
+        self.batches: list[list[points_pb2.PointsUpdate]] = []
         self.metadata: list[dict[str, str | bytes]] = []
         self.outcome = points_pb2.APPLY_OUTCOME_APPLIED
         self.webhook_id_differs = False
         self.error: grpc.StatusCode | None = None
         self.refusal: PointbookError | None = None
         self.delay_seconds = 0.0
+        self.is_short_of_results = False
+        """Whether a batch lacks its last result, which no server does."""
+        self.proceeds = asyncio.Event()
+        """Calls wait until it is set, as it is at first."""
+        self.proceeds.set()
 
     async def ApplyPointsUpdate(  # noqa: N802 - gRPC names the methods
         self,
@@ -62,6 +68,7 @@ class FakePoints(points_pb2_grpc.PointsServiceServicer):
         self.called.set()
         self.updates.append(request.update)
         self.metadata.append({str(key): value for key, value in context.invocation_metadata() or ()})
+        await self.proceeds.wait()
         await asyncio.sleep(self.delay_seconds)
         if self.error is not None:
             await context.abort(self.error, "set by the test: buyer 2404721679")
@@ -69,6 +76,18 @@ class FakePoints(points_pb2_grpc.PointsServiceServicer):
             status = rpc_status.to_status(to_status(self.refusal))
             await context.abort(status.code, status.details, status.trailing_metadata)
         return points_pb2.ApplyPointsUpdateResponse(outcome=self.outcome, webhook_id_differs=self.webhook_id_differs)
+
+    async def BatchApplyPointsUpdates(  # noqa: N802 - gRPC names the methods
+        self,
+        request: points_pb2.BatchApplyPointsUpdatesRequest,
+        _context: object,
+    ) -> points_pb2.BatchApplyPointsUpdatesResponse:
+        """Store the updates, and return the outcome for each."""
+        self.batches.append(list(request.updates))
+        await self.proceeds.wait()
+        result = points_pb2.PointsUpdateResult(response=points_pb2.ApplyPointsUpdateResponse(outcome=self.outcome))
+        results = [result] * (len(request.updates) - self.is_short_of_results)
+        return points_pb2.BatchApplyPointsUpdatesResponse(results=results)
 
 
 class FakeWebhooks(webhooks_pb2_grpc.WebhooksServiceServicer):
