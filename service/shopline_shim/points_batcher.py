@@ -115,8 +115,9 @@ class PointsBatcher:
             return [applied]
         # Each webhook waits until its own deadline.
         context = CallContext(secrets.token_hex(16), max(queued.context.deadline for queued in batch))
-        updates = points_pb2.BatchApplyPointsUpdatesRequest(updates=[queued.update for queued in batch])
-        response = await client.call(client.points.BatchApplyPointsUpdates, updates, context)
+        updates = [queued.update for queued in batch]
+        batch_request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates, outcomes_only=True)
+        response = await client.call(client.points.BatchApplyPointsUpdates, batch_request, context)
         if len(response.results) != len(batch):
             raise call_error(grpc.StatusCode.INTERNAL, "The response has another number of results.")
         return [

@@ -270,6 +270,20 @@ async def test_a_batch_has_one_to_a_thousand_updates(client: Client, shop: Shop,
     assert await count_rows(service, shop.merchant_id) == (0, 0)
 
 
+async def test_outcomes_only_leaves_out_the_accounts_alone(client: Client, shop: Shop) -> None:
+    updates = [increase(shop, 1, 1, 1), increase(shop, 2, 1, 3), increase(shop, 2, 1, 3), increase(shop, 0, -1, 5)]
+    request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates, outcomes_only=True)
+
+    outcomes = list((await client.points.BatchApplyPointsUpdates(request)).results)
+    again = await apply_batch(client, *updates)
+
+    assert [result.response.HasField("account") for result in outcomes] == [False] * 4
+    assert outcomes_of(outcomes) == ["APPLIED", "APPLIED", "DUPLICATE", "INVALID_FIELDS"]
+    assert outcomes[1].response.drift == 1
+    assert [result.response.HasField("account") for result in again] == [True] * 3 + [False]
+    assert again[0].response.account.points_balance == 3
+
+
 async def test_a_call_that_does_not_fit_in_the_queue_is_refused_as_a_whole(
     client: Client, shop: Shop, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

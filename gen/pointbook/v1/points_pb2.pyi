@@ -412,7 +412,8 @@ class ApplyPointsUpdateResponse(_message.Message):
     @_builtins.property
     def account(self) -> Global___PointsAccount:
         """account is the account after the event, without its lots. In a batch it is the account after this event and those
-        before it in the batch, except for changes that later events of the batch make to the past.
+        before it in the batch, except for changes that later events of the batch make to the past; with `outcomes_only` it
+        is absent.
         """
 
     def __init__(
@@ -438,6 +439,11 @@ class BatchApplyPointsUpdatesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UPDATES_FIELD_NUMBER: _builtins.int
+    OUTCOMES_ONLY_FIELD_NUMBER: _builtins.int
+    outcomes_only: _builtins.bool
+    """outcomes_only leaves `account` out of all responses, which costs the server and the network less. The default is
+    false.
+    """
     @_builtins.property
     def updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PointsUpdate]:
         """updates are the events: 1 to 1,000, of any merchants that the token covers."""
@@ -446,10 +452,11 @@ class BatchApplyPointsUpdatesRequest(_message.Message):
         self,
         *,
         updates: _abc.Iterable[Global___PointsUpdate] | None = ...,
+        outcomes_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes_only", b"outcomes_only", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

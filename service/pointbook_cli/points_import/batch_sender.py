@@ -116,7 +116,8 @@ class BatchSender:
 
     async def _send_once(self, lines: Sequence[SortedLine]) -> tuple[Sequence[SortedLine], str]:
         """Send lines once; return those to send again, and the name of their error."""
-        request = points_pb2.BatchApplyPointsUpdatesRequest(updates=[line.update for line in lines])
+        updates = [line.update for line in lines]
+        request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates, outcomes_only=True)
         try:
             response = await self._points.BatchApplyPointsUpdates(
                 request, metadata=self._metadata, timeout=CALL_TIMEOUT_SECONDS

@@ -15,6 +15,7 @@ from pointbook_server.ledger.model import (
     Account,
     AccountKey,
     ApplyOutcome,
+    ApplyResult,
     EntryFilter,
     Event,
     Expiry,
@@ -320,6 +321,14 @@ def fill_account(
     as_of = message.as_of
     as_of.seconds, milliseconds = divmod(at_ms, 1_000)
     as_of.nanos = milliseconds * NANOS_PER_MS
+
+
+def fill_account_of(
+    response: points_pb2.ApplyPointsUpdateResponse, update: points_pb2.PointsUpdate, result: ApplyResult, at_ms: int
+) -> None:
+    """Fill the account of the response to an update."""
+    key = AccountKey(update.store_id, update.buyer_id)
+    fill_account(response.account, update.merchant_id, key, result.account, at_ms)
 
 
 def write_account_with_expiry(

@@ -77,7 +77,9 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         result = await future
         if isinstance(result, PointbookError):
             raise result
-        return self._update_response(update, result, now_ms)
+        response = self._update_response(update, result)
+        messages.fill_account_of(response, update, result, now_ms)
+        return response
 
     async def BatchApplyPointsUpdates(
         self,
@@ -94,7 +96,9 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         response = points_pb2.BatchApplyPointsUpdatesResponse()
         for update, result in zip(request.updates, results, strict=True):
             if isinstance(result, ApplyResult):
-                response.results.add(response=self._update_response(update, result, now_ms))
+                applied = response.results.add(response=self._update_response(update, result)).response
+                if not request.outcomes_only:
+                    messages.fill_account_of(applied, update, result, now_ms)
             else:
                 response.results.add(error=self._update_error(result))
         return response
@@ -119,9 +123,9 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         return [results[index] for index in range(len(updates))]
 
     def _update_response(
-        self, update: points_pb2.PointsUpdate, result: ApplyResult, at_ms: int
+        self, update: points_pb2.PointsUpdate, result: ApplyResult
     ) -> points_pb2.ApplyPointsUpdateResponse:
-        """Build the response to one update.
+        """Build the response to one update, without the account.
 
         A duplicate that another webhook delivered is counted and logged.
         Source: docs/reference/ledger.md#indistinguishable-events.
@@ -136,14 +140,11 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
                 webhook_id=update.webhook.webhook_id,
                 entry_webhook_id=result.entry_webhook_id,
             )
-        response = points_pb2.ApplyPointsUpdateResponse(
+        return points_pb2.ApplyPointsUpdateResponse(
             outcome=messages.OUTCOMES[result.outcome],
             drift=result.entry.drift,
             webhook_id_differs=bool(result.entry_webhook_id),
         )
-        key = AccountKey(update.store_id, update.buyer_id)
-        messages.fill_account(response.account, update.merchant_id, key, result.account, at_ms)
-        return response
 
     def _update_error(self, error: BaseException) -> points_pb2.UpdateError:
         """Build the error of one update; log a defect, and report it as INTERNAL."""
