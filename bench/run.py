@@ -132,9 +132,16 @@ async def _measure_speed(environment: Environment, plan: SpeedPlan, seconds: flo
         run_server("echo", {}) as echo,
         run_server("plain", variables) as plain,
         run_server("pointbook", variables) as pointbook,
+        run_server("pointbook", variables) as second,
         run_server("shim", _shim_environment(pointbook.address, environment.token)) as shim,
     ):
-        addresses = {"echo": echo.address, "plain": plain.address, "pointbook": pointbook.address, "shim": shim.address}
+        addresses = {
+            "echo": echo.address,
+            "plain": plain.address,
+            "pointbook": pointbook.address,
+            "two pointbooks": f"ipv4:{pointbook.address},{second.address}",
+            "shim": shim.address,
+        }
         speed = SpeedMeasurement(plan, environment.load, environment.token, addresses, environment.postgres.url())
         return await speed.measure(seconds, environment.steps)
 

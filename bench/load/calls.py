@@ -38,11 +38,12 @@ def is_unavailable(error: Exception) -> bool:
 async def open_calls(job: Job, stack: AsyncExitStack) -> list[Call]:
     """Return a call for each caller of a job.
 
-    The calls share one channel, or have an HTTP connection each.
+    The calls share one channel, which uses all servers of its address in turn, or have an HTTP connection each.
     """
     if job.kind is CallKind.WEBHOOK:
         return [_post(await stack.enter_async_context(HttpConnection(job.address))) for _ in range(job.in_flight)]
-    channel = await stack.enter_async_context(grpc.aio.insecure_channel(job.address))
+    options = [("grpc.lb_policy_name", "round_robin")]
+    channel = await stack.enter_async_context(grpc.aio.insecure_channel(job.address, options))
     metadata = (("authorization", f"Bearer {job.token}"),)
     open_call = {
         CallKind.APPLY: _apply,

@@ -71,13 +71,15 @@ class PointsChange(NamedTuple):
 class Population:
     """Merchants with one store each; accounts are assigned to them in turn.
 
-    The events of an account are `spacing_ms` apart.
+    The events of an account are `spacing_ms` apart. With `only_gains`, accounts never spend points, so open lots
+    accumulate.
     """
 
     name: str
     accounts: int
     merchants: int = 1
     spacing_ms: int = 1
+    only_gains: bool = False
 
     def ids(self, number: int) -> AccountIds:
         """Return the ids of an account by its number, from 0."""
@@ -94,8 +96,8 @@ class Population:
 class AccountHistories:
     """The changes of each account of a population.
 
-    Every account alternately gains and spends points, at increasing times and with SHOPLINE's balance. An event that
-    overtakes another one is late, as in production, and lots do not accumulate.
+    Every account alternately gains and spends points, or only gains them, at increasing times and with SHOPLINE's
+    balance. An event that overtakes another one is late, as in production.
     """
 
     def __init__(self, population: Population) -> None:
@@ -121,11 +123,13 @@ class AccountHistories:
         return self._change(number, count, later_at_ms - self._population.spacing_ms + 1 + count)
 
     def _change(self, number: int, count: int, after_ms: int) -> PointsChange:
-        is_increase = count % 2 == 0
+        only_gains = self._population.only_gains
+        is_increase = only_gains or count % 2 == 0
+        gains = count + 1 if only_gains else int(is_increase)
         return PointsChange(
             account=self._population.ids(number),
             is_increase=is_increase,
-            balance=OPENING_POINTS + EVENT_POINTS if is_increase else OPENING_POINTS,
+            balance=OPENING_POINTS + EVENT_POINTS * gains,
             updated_at_ms=self._started_at_ms + after_ms,
         )
 
@@ -142,6 +146,7 @@ class Populations:
     echo: Population
     ledger: Population
     hot: Population
+    gaining: Population
     spread: Population
     code_receivers: Population
     redeemers: Population
@@ -149,7 +154,7 @@ class Populations:
     @property
     def stored(self) -> tuple[Population, ...]:
         """The populations in the database."""
-        return (self.ledger, self.hot, self.spread, self.code_receivers, self.redeemers)
+        return (self.ledger, self.hot, self.gaining, self.spread, self.code_receivers, self.redeemers)
 
 
 def plan_populations(*, accounts: int, code_receivers: int) -> Populations:
@@ -158,6 +163,7 @@ def plan_populations(*, accounts: int, code_receivers: int) -> Populations:
         echo=Population("echo", accounts),
         ledger=Population("ledger", accounts),
         hot=Population("hot", HOT_ACCOUNTS),
+        gaining=Population("gaining", HOT_ACCOUNTS, only_gains=True),
         spread=Population("spread", accounts, merchants=min(accounts, MERCHANTS)),
         code_receivers=Population("customers", code_receivers),
         # Separate accounts, since holds make an account's events slower.

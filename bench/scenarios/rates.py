@@ -17,6 +17,8 @@ ECHO = "echo"
 APPLY = "ApplyPointsUpdate"
 PLAIN = "ApplyPointsUpdate, written plainly"
 HOT = f"{APPLY}, 10 hot accounts"
+HOT_GAINS = f"{HOT}, credits only"
+HOT_TWO_SERVERS = f"{HOT}, two server processes"
 BATCH = f"BatchApplyPointsUpdates, {UPDATES_IN_BATCH} a call"
 PGBENCH = "pgbench, one upsert a commit, 16 clients"
 GET = "GetPointsAccount"
@@ -33,6 +35,8 @@ class Scenario(StrEnum):
     APPLY = "apply"
     PLAIN = "plain"
     HOT = "hot"
+    HOT_GAINS = "gains"
+    HOT_TWO_SERVERS = "two"
     MERCHANTS = "merchants"
     BATCH = "batch"
     GET = "get"
@@ -88,6 +92,22 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
         ),
         Rate(Scenario.PLAIN, PLAIN, CallKind.APPLY, "plain", populations.ledger),
         Rate(Scenario.HOT, HOT, CallKind.APPLY, "pointbook", populations.hot, ((APPLY, "≥ 1.0, aim 1.1"),)),
+        Rate(
+            Scenario.HOT_GAINS,
+            HOT_GAINS,
+            CallKind.APPLY,
+            "pointbook",
+            populations.gaining,
+            ((HOT, "≥ 0.9, aim 1.0"),),
+        ),
+        Rate(
+            Scenario.HOT_TWO_SERVERS,
+            HOT_TWO_SERVERS,
+            CallKind.APPLY,
+            "two pointbooks",
+            populations.hot,
+            ((HOT, "≥ 0.9, aim 1.2"),),
+        ),
         Rate(
             Scenario.MERCHANTS,
             f"{APPLY}, 1,000 merchants",

@@ -1,13 +1,16 @@
 """Events that are later than all of their account: they are applied without locks."""
 
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
+import asyncpg
 import pytest
 
 from pointbook_server.db.database import Database
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError
+from pointbook_server.ledger import event_batch, queries
 from pointbook_server.ledger.event_batch import EventBatch
 from pointbook_server.ledger.model import (
     AccountKey,
@@ -24,6 +27,7 @@ from support.ledger import check_ledger, ledger_transactions
 from support.points import START_MS, increase
 from support.servers import Service
 from support.shops import Shop
+from support.unique_names import unique
 
 
 @pytest.fixture
@@ -31,6 +35,13 @@ async def shop(client: Client, shop: Shop) -> Shop:
     """A shop with one account of one point."""
     await client.apply(increase(shop, 0, 1, 1))
     return shop
+
+
+async def new_shop(client: Client) -> Shop:
+    """Register a store of another merchant."""
+    other = Shop(unique("merchant"), unique("store"))
+    await client.put_store(other.merchant_id, other.store_id)
+    return other
 
 
 def received(shop: Shop, event_id: str, buyer_id: str, after_ms: int, balance: int) -> ReceivedEvent:
@@ -51,9 +62,12 @@ def received(shop: Shop, event_id: str, buyer_id: str, after_ms: int, balance: i
 async def apply_directly(database: Database, shop: Shop, *batch: ReceivedEvent) -> list[Any] | None:
     """Apply a batch without locks, once."""
     async with database.autocommit() as connection:
-        return await EventBatch(
-            shop.merchant_id, batch, ledger_transactions(database)._redemptions, register_stores=False
-        ).apply_directly(connection)
+        return (await event_batch.apply_directly(connection, [new_batch(database, shop, *batch)]))[0]
+
+
+def new_batch(database: Database, shop: Shop, *batch: ReceivedEvent) -> EventBatch:
+    """Build a batch of a shop's merchant."""
+    return EventBatch(shop.merchant_id, batch, ledger_transactions(database)._redemptions, register_stores=False)
 
 
 async def balances(service: Service, shop: Shop) -> dict[str, int]:
@@ -144,3 +158,116 @@ async def test_a_change_between_read_and_write_rolls_back_the_batch(
     errors = [result.reason for result in results if isinstance(result, PointbookError)]
     assert errors == ([Reason.EVENT_ID_REUSED] if concurrent[0] == "mine" else [])
     assert (await balances(service, shop)).keys() == {"buyer", "second"} | expected.keys()
+
+
+async def test_events_of_several_merchants_are_written_together(
+    database: Database, client: Client, service: Service, shop: Shop
+) -> None:
+    """One whose events need a transaction is left out."""
+    second, late = await new_shop(client), await new_shop(client)
+    await client.apply(increase(late, 0, 1, 1))
+    batches = {
+        shop.merchant_id: [received(shop, "event", "buyer", 10, 2), received(shop, "other", "second", 10, 1)],
+        second.merchant_id: [received(second, "event", "buyer", 10, 1)],
+        late.merchant_id: [received(late, "event", "buyer", -10, 0)],
+    }
+
+    results = await ledger_transactions(database).apply_merchants(batches)
+
+    assert results.keys() == {shop.merchant_id, second.merchant_id}
+    assert await balances(service, shop) == {"buyer": 2, "second": 1}
+    assert await balances(service, second) == {"buyer": 1}
+    assert await balances(service, late) == {"buyer": 1}
+
+
+async def test_the_error_of_one_merchant_does_not_affect_the_others(
+    database: Database, client: Client, service: Service, shop: Shop
+) -> None:
+    """It names a store that another merchant has registered."""
+    second = await new_shop(client)
+    stranger = replace(second, store_id=shop.store_id)
+    batches = {
+        shop.merchant_id: [received(shop, "event", "buyer", 10, 2)],
+        second.merchant_id: [received(stranger, "event", "buyer", 10, 2), received(second, "other", "buyer", 10, 1)],
+    }
+
+    results = await ledger_transactions(database).apply_merchants(batches)
+
+    error, applied = results[second.merchant_id]
+    assert isinstance(error, PointbookError)
+    assert error.reason is Reason.STORE_NOT_FOUND
+    assert isinstance(applied, ApplyResult)
+    assert await balances(service, shop) == {"buyer": 2}
+    assert await balances(service, second) == {"buyer": 1}
+
+
+async def test_a_conflict_of_one_merchant_leaves_all_to_their_own_transactions(
+    database: Database, client: Client, service: Service, shop: Shop
+) -> None:
+    ledger = ledger_transactions(database)
+    second = await new_shop(client)
+    post = EventBatch._post
+    batches = {
+        shop.merchant_id: [received(shop, "mine", "buyer", 10, 2)],
+        second.merchant_id: [received(second, "mine", "buyer", 10, 1)],
+    }
+    overtaking = iter([True])
+
+    async def post_with_concurrent_write(self: EventBatch, *arguments: Any) -> Any:
+        posted = await post(self, *arguments)
+        if next(overtaking, False):
+            await ledger.apply(shop.merchant_id, [received(shop, "theirs", "buyer", 5, 2)])
+        return posted
+
+    with patch.object(EventBatch, "_post", post_with_concurrent_write), pytest.raises(RetryTransactionError):
+        await ledger.apply_merchants(batches)
+
+    assert await balances(service, shop) == {"buyer": 2}
+    assert await balances(service, second) == {}
+
+
+async def test_events_of_several_merchants_do_not_wait_for_a_locked_account(
+    database: Database, database_url: str, client: Client, service: Service, shop: Shop
+) -> None:
+    second = await new_shop(client)
+    batches = {
+        shop.merchant_id: [received(shop, "event", "buyer", 10, 2)],
+        second.merchant_id: [received(second, "event", "buyer", 10, 1)],
+    }
+    other = await asyncpg.connect(database_url)
+    async with other.transaction():
+        await other.execute("SELECT FROM points_accounts WHERE merchant_id = $1 FOR UPDATE", shop.merchant_id)
+
+        with pytest.raises(RetryTransactionError):
+            await ledger_transactions(database).apply_merchants(batches)
+
+    await other.close()
+    assert await balances(service, second) == {}
+
+
+async def test_checkpoints_of_several_merchants_are_written_together(
+    database: Database, client: Client, service: Service, shop: Shop
+) -> None:
+    second = await new_shop(client)
+    batches = {
+        each.merchant_id: [received(each, f"at-{number}", "many", number, number) for number in range(1, 301)]
+        for each in (shop, second)
+    }
+
+    assert (await ledger_transactions(database).apply_merchants(batches)).keys() == batches.keys()
+
+    assert await balances(service, shop) == {"buyer": 1, "many": 300}
+    assert await balances(service, second) == {"many": 300}
+
+
+async def test_the_types_of_rows_have_the_columns_that_are_written(database_url: str) -> None:
+    """The driver sends the values of a row in the order of its type's columns."""
+    connection = await asyncpg.connect(database_url)
+    for name, columns in queries.ROW_TYPES.items():
+        found = await connection.fetch(
+            "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute"
+            " WHERE attrelid = CAST($1::text AS regclass) ORDER BY attnum",
+            name,
+        )
+        assert [tuple(row) for row in found] == list(columns.items())
+    await connection.close()

@@ -1,7 +1,7 @@
 """The Batcher: batches, their order and limits, and the result of each item."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -358,3 +358,96 @@ async def test_rest_of_a_call_is_not_sent_after_its_batch_failed() -> None:
     assert returned == [outage] * 5 + [6, 7]
     assert sent == [[1, 2], [7], [6]]
     batcher.check_capacity(7)
+
+
+@dataclass
+class TogetherSender:
+    """A `send_together` function that serves all keys but some."""
+
+    refused: frozenset[str] = frozenset()
+    error: Exception | None = None
+    calls: list[dict[str, list[str]]] = field(default_factory=list)
+
+    async def __call__(self, batches: Mapping[str, Sequence[str]]) -> dict[str, list[str | PointbookError]]:
+        """Record a call, and return the results of the keys that it serves."""
+        self.calls.append({key: list(items) for key, items in batches.items()})
+        if self.error is not None:
+            raise self.error
+        return {key: [f"{key}:{item}" for item in items] for key, items in batches.items() if key not in self.refused}
+
+
+def new_merging_batcher(
+    sender: Sender, together: TogetherSender, *, batch_max: int = 10, max_concurrent_batches: int = 1
+) -> Batcher[str, str, str]:
+    """Build a batcher that can send several keys together."""
+    return Batcher(
+        sender,
+        batch_max=batch_max,
+        waiting_max=100,
+        max_concurrent_batches=max_concurrent_batches,
+        send_together=together,
+    )
+
+
+async def test_waiting_keys_are_sent_together() -> None:
+    sender, together = Sender(), TogetherSender()
+    batcher = new_merging_batcher(sender, together, batch_max=3)
+
+    results = [*batcher.submit("a", ["1", "2"]), *batcher.submit("b", ["3", "4"]), *batcher.submit("c", ["5"])]
+
+    assert await asyncio.gather(*results) == ["a:1", "a:2", "b:3", "b:4", "c:5"]
+    assert together.calls == [{"a": ["1", "2"], "b": ["3"]}, {"c": ["5"], "b": ["4"]}]
+    assert sender.batches == []
+
+
+async def test_one_waiting_key_is_sent_by_itself() -> None:
+    sender, together = Sender(), TogetherSender()
+
+    await asyncio.gather(*new_merging_batcher(sender, together).submit("a", ["1", "2"]))
+
+    assert (sender.batches, together.calls) == ([("a", ["1", "2"])], [])
+
+
+async def test_keys_that_were_not_served_together_are_sent_one_by_one() -> None:
+    """The served ones do not wait for them, and another worker sends their next items."""
+    sender, together = Sender(is_open=False), TogetherSender(refused=frozenset("ac"))
+    batcher = new_merging_batcher(sender, together, max_concurrent_batches=2)
+    (a,), (b,), (c,) = (batcher.submit(key, ["1"]) for key in "abc")
+    await settle()
+    assert [result.done() for result in (a, b, c)] == [False, True, False]
+    assert sender.batches == [("a", ["1"])]
+
+    (next_of_b,) = batcher.submit("b", ["2"])
+    (next_of_c,) = batcher.submit("c", ["2"])
+    sender.release("b")
+    await settle()
+    assert next_of_b.done()
+    assert not next_of_c.done()
+
+    sender.release("a")
+    sender.release("c")
+    assert [await result for result in (a, c, next_of_c)] == ["a:1", "c:1", "c:2"]
+    assert sender.batches == [("a", ["1"]), ("b", ["2"]), ("c", ["1"]), ("c", ["2"])]
+
+
+@pytest.mark.parametrize("cause", [ValueError("a defect"), error()])
+async def test_error_of_a_call_for_several_keys_fails_only_the_items_that_cause_it(cause: Exception) -> None:
+    sender = Sender(errors={"2": ValueError("a defect")})
+    batcher = new_merging_batcher(sender, TogetherSender(error=cause))
+
+    results = [*batcher.submit("a", ["1"]), *batcher.submit("b", ["2", "3"])]
+    returned = await asyncio.gather(*results, return_exceptions=True)
+
+    assert [returned[0], returned[2]] == ["a:1", "b:3"]
+    assert isinstance(returned[1], ValueError)
+
+
+async def test_cancelled_items_are_not_sent_together() -> None:
+    sender, together = Sender(), TogetherSender()
+    batcher = new_merging_batcher(sender, together)
+    (a,), (b,) = batcher.submit("a", ["1"]), batcher.submit("b", ["2"])
+    a.cancel()
+
+    assert await b == "b:2"
+    await batcher.drain()
+    batcher.check_capacity(100)

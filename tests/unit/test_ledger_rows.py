@@ -19,7 +19,7 @@ draws = st.lists(st.builds(Draw, points, expiries, st.text()), max_size=3).map(t
 
 @given(lots)
 def test_lots_are_stored_as_json_that_reads_back_equal(account_lots: tuple[Lot, ...]) -> None:
-    row = rows.state_to_row(KEY, Account(lots=account_lots))
+    _, *row = rows.checkpoint_to_row("merchant", KEY, Account(lots=account_lots))
 
     assert json.loads(row[8]) == [list(lot) for lot in account_lots]
     assert rows.account_from_row(row)[1].lots == account_lots  # type: ignore[arg-type] # a tuple is unpacked like a row

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 from pointbook_server.db.database import Connection, Row, Statement
 from pointbook_server.db.errors import RetryTransactionError
@@ -34,7 +35,7 @@ class AccountRepository:
         self.holds: dict[AccountKey, tuple[Hold, ...]] = {}
         self.webhook_ids: dict[str, str] = {}
         self._connection = connection
-        self._merchant_id = merchant_id
+        self.merchant_id = merchant_id
         self._revisions: dict[AccountKey, int] = {}
         self._voids: dict[str, Void | None] = {}
 
@@ -51,11 +52,15 @@ class AccountRepository:
 
     async def _read(self, statement: Statement, keys: Iterable[AccountKey]) -> None:
         for row in await self._connection.fetch(statement, self._params(rows.keys_to_columns(sorted(keys)))):
-            key, account = rows.account_from_row(row)
-            self.accounts[key] = account
-            self._revisions[key] = row.revision
-            if account.holds:
-                self.holds[key] = account.holds
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """Add an account that was read."""
+        key, account = rows.account_from_row(row)
+        self.accounts[key] = account
+        self._revisions[key] = row["revision"]
+        if account.holds:
+            self.holds[key] = account.holds
 
     async def read_one(self, key: AccountKey) -> Account:
         """Return an account without locking it; an empty one if it does not exist."""
@@ -221,38 +226,31 @@ class AccountRepository:
         Raises RetryTransactionError, and then writes nothing, if an account has changed or was opened since it was
         read, or an event_id was claimed.
         """
-        touched = {stored.entry.event.account_key for stored in entries if stored.outcome is not ApplyOutcome.REFUSED}
-        touched |= {key for key, change in changes.items() if change.changed_entries}
-        changed = {key: changes[key] for key in sorted(touched)}
+        changed = _changed_accounts(entries, changes)
         await self._update_derived_values(changed)
         await self._delete_stale_checkpoints(changed)
-        await self._write_batch(entries, changed)
+        await write_batch(self._connection, [self.prepare_write(entries, changed)])
 
-    async def _write_batch(self, entries: Sequence[StoredEntry], changed: Mapping[AccountKey, AccountChange]) -> None:
-        """Write new entries, accounts and checkpoints in one statement."""
-        entry_rows = [rows.entry_to_row(stored) for stored in entries]
-        account_rows = [
-            rows.account_to_row(key, change.account, self.holds.get(key, ()), self._revisions.get(key, NO_REVISION) + 1)
-            for key, change in changed.items()
-        ]
-        checkpoint_rows = [
-            rows.state_to_row(key, account) for key, change in changed.items() for account in change.checkpoints
-        ]
-        if not entry_rows and not account_rows:
-            return
-        params: dict[str, object] = {
-            "merchant_id": self._merchant_id,
-            "existing_count": sum(key in self._revisions for key in changed),
-            "row_count": len(entry_rows) + len(account_rows) + len(checkpoint_rows),
-            **rows.to_columns(queries.ENTRY_COLUMNS, entry_rows, "entry_"),
-            **rows.to_columns(queries.ACCOUNT_COLUMNS, account_rows, "account_"),
-        }
-        statement = queries.WRITE_BATCH
-        if checkpoint_rows:
-            statement = queries.WRITE_BATCH_AND_CHECKPOINTS
-            params |= rows.to_columns(queries.CHECKPOINT_COLUMNS, checkpoint_rows, "checkpoint_")
-        if await self._connection.fetch_one(statement, params) is None:
-            raise RetryTransactionError
+    def prepare_write(self, entries: Sequence[StoredEntry], changes: Mapping[AccountKey, AccountChange]) -> "BatchRows":
+        """Return the rows that write new entries and the accounts that they change."""
+        changed = _changed_accounts(entries, changes)
+        merchant_id = self.merchant_id
+        return BatchRows(
+            merchant_id=merchant_id,
+            existing_count=sum(key in self._revisions for key in changed),
+            accounts=[
+                rows.account_to_row(
+                    merchant_id, key, change.account, self.holds.get(key, ()), self._revisions.get(key, NO_REVISION) + 1
+                )
+                for key, change in changed.items()
+            ],
+            entries=[rows.entry_to_row(merchant_id, stored) for stored in entries],
+            checkpoints=[
+                rows.checkpoint_to_row(merchant_id, key, account)
+                for key, change in changed.items()
+                for account in change.checkpoints
+            ],
+        )
 
     async def _update_derived_values(self, changed: Mapping[AccountKey, AccountChange]) -> None:
         """Update the earlier entries whose derived values have changed."""
@@ -276,7 +274,69 @@ class AccountRepository:
             await self._connection.execute(queries.DELETE_CHECKPOINTS, self._params(columns))
 
     def _params(self, params: Mapping[str, object]) -> dict[str, object]:
-        return {"merchant_id": self._merchant_id, **params}
+        return {"merchant_id": self.merchant_id, **params}
+
+
+class BatchRows(NamedTuple):
+    """The rows that write a merchant's batch, and how many of its accounts exist."""
+
+    merchant_id: str
+    existing_count: int
+    accounts: list[tuple[Any, ...]]
+    entries: list[tuple[Any, ...]]
+    checkpoints: list[tuple[Any, ...]]
+
+
+async def read_accounts(connection: Connection, keys: Mapping[AccountRepository, Collection[AccountKey]]) -> None:
+    """Read accounts into the repositories of their merchants, without locks."""
+    if len(keys) == 1:
+        for repository, account_keys in keys.items():
+            await repository.read(account_keys)
+        return
+    repositories = {repository.merchant_id: repository for repository in keys}
+    wanted = [(repository.merchant_id, *key) for repository, account_keys in keys.items() for key in account_keys]
+    columns = rows.to_columns(queries.MERCHANT_COLUMN | queries.KEY_COLUMNS, wanted)
+    for row in await connection.fetch(queries.READ_ACCOUNTS_OF_MERCHANTS, columns):
+        repositories[row["merchant_id"]].add(row)
+
+
+async def write_batch(connection: Connection, batches: Sequence[BatchRows]) -> None:
+    """Write the batches of one or several merchants in one statement.
+
+    Raises RetryTransactionError, and then writes nothing, if an account has changed or was opened since it was read, or
+    an event_id was claimed.
+    """
+    accounts = [row for batch in batches for row in batch.accounts]
+    entries = [row for batch in batches for row in batch.entries]
+    checkpoints = [row for batch in batches for row in batch.checkpoints]
+    if not entries and not accounts:
+        return
+    params: dict[str, object] = {
+        "existing_count": sum(batch.existing_count for batch in batches),
+        "row_count": len(accounts) + len(entries) + len(checkpoints),
+        "points_account_row": accounts,
+        "points_entry_row": entries,
+    }
+    if checkpoints:
+        params["points_checkpoint_row"] = checkpoints
+    if len(batches) == 1:
+        params["merchant_id"] = batches[0].merchant_id
+        statement = queries.WRITE_BATCH_AND_CHECKPOINTS if checkpoints else queries.WRITE_BATCH
+    else:
+        # Locked in the order of their keys: a store belongs to one merchant.
+        accounts.sort(key=lambda row: row[1:3])
+        statement = queries.WRITE_MERCHANTS_AND_CHECKPOINTS if checkpoints else queries.WRITE_MERCHANTS
+    if await connection.fetch_one(statement, params) is None:
+        raise RetryTransactionError
+
+
+def _changed_accounts(
+    entries: Iterable[StoredEntry], changes: Mapping[AccountKey, AccountChange]
+) -> dict[AccountKey, AccountChange]:
+    """Return the changes of accounts with new or changed entries, in sorted order."""
+    touched = {stored.entry.event.account_key for stored in entries if stored.outcome is not ApplyOutcome.REFUSED}
+    touched |= {key for key, change in changes.items() if change.changed_entries}
+    return {key: changes[key] for key in sorted(touched)}
 
 
 def lacks_points(account: Account, at_ms: int, points: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pointbook_server.db.database import Connection
 from pointbook_server.errors import PointbookError, store_not_found
-from pointbook_server.ledger.account_repository import AccountRepository
+from pointbook_server.ledger.account_repository import AccountRepository, read_accounts, write_batch
 from pointbook_server.ledger.fold import LONG_FOLD_ENTRIES
 from pointbook_server.ledger.journal import PostedEvent
 from pointbook_server.ledger.model import (
@@ -39,34 +39,58 @@ class Redemptions(Protocol):
         """Settle holds of locked accounts, in the transaction that writes their events."""
 
 
+async def apply_directly(
+    connection: Connection, batches: Sequence["EventBatch"]
+) -> list[list[ApplyResult | PointbookError] | None]:
+    """Apply batches of different merchants by one read and one atomic write.
+
+    Nothing is locked in between. Return the results of each batch, or None if it needs `EventBatch.apply`. Raises
+    RetryTransactionError, and then applies none, if an account has changed since the read, or the ledger has an
+    event_id.
+    """
+    repositories = [AccountRepository(connection, batch.merchant_id) for batch in batches]
+    await read_accounts(connection, dict(zip(repositories, (batch.account_keys for batch in batches), strict=True)))
+    results: list[list[ApplyResult | PointbookError] | None] = []
+    rows = []
+    for batch, repository in zip(batches, repositories, strict=True):
+        posted = await batch.post_directly(repository)
+        if posted is None:
+            results.append(None)
+            continue
+        rows.append(repository.prepare_write(batch.prepare_entries(repository, posted), posted.changes))
+        results.append(batch.results(repository, posted))
+    await write_batch(connection, rows)
+    return results
+
+
 class EventBatch:
     """A batch of a merchant's events; an attempt applies all of them, or none."""
 
     def __init__(
         self, merchant_id: str, batch: Sequence[ReceivedEvent], redemptions: Redemptions, *, register_stores: bool
     ) -> None:
-        self._merchant_id = merchant_id
+        self.merchant_id = merchant_id
         self._batch = batch
         self._redemptions = redemptions
         self._events = [received.event for received in batch]
         self._forget_refusal_of = {index for index, received in enumerate(batch) if received.forget_refusal}
         self._register_stores = register_stores
 
-    async def apply_directly(self, connection: Connection) -> list[ApplyResult | PointbookError] | None:
-        """Apply the batch without locks, with one read and one atomic write.
+    @property
+    def account_keys(self) -> set[AccountKey]:
+        """The accounts that the events name."""
+        return {event.account_key for event in self._events}
+
+    async def post_directly(self, repository: AccountRepository) -> BatchResult | None:
+        """Post the events to accounts that were read without locks.
 
         Return None if the batch needs `apply`, because an event is not later than all entries of its account, may
-        settle a hold, or makes no row: only writing a row checks that the ledger does not have the event_id. Raises
-        RetryTransactionError if an account has changed since the read, or the ledger has an event_id.
+        settle a hold, or makes no row: only writing a row checks that the ledger does not have the event_id.
         """
-        repository = AccountRepository(connection, self._merchant_id)
-        await repository.read({event.account_key for event in self._events})
         if not all(self._is_direct(event, repository.accounts.get(event.account_key)) for event in self._events):
             return None
         result = await self._post(repository, {}, {})
-        if result.leaves_ids_unclaimed:
-            return None
-        return await self._write(repository, result)
+        return None if result.leaves_ids_unclaimed else result
 
     def _is_direct(self, event: Event, account: Account | None) -> bool:
         if account is None:
@@ -76,16 +100,16 @@ class EventBatch:
 
     async def apply(self, connection: Connection) -> list[ApplyResult | PointbookError]:
         """Apply any batch in a transaction with locks."""
-        repository = AccountRepository(connection, self._merchant_id)
-        await repository.lock({event.account_key for event in self._events})
+        repository = AccountRepository(connection, self.merchant_id)
+        await repository.lock(self.account_keys)
         known_events = await self._find_known_events(repository)
         histories = await repository.read_histories(self._refold_times(repository, known_events))
         result = await self._post(repository, known_events, histories)
         await repository.delete_refusals(result.replaced_refusals)
-        results = await self._write(repository, result)
+        await repository.write(self.prepare_entries(repository, result), result.changes)
         if result.settlements:
-            await self._redemptions.settle(connection, self._merchant_id, result.settlements)
-        return results
+            await self._redemptions.settle(connection, self.merchant_id, result.settlements)
+        return self.results(repository, result)
 
     async def _find_known_events(self, repository: AccountRepository) -> dict[str, KnownEvent]:
         """Return the events of the ledger that share an event_id with the batch."""
@@ -153,7 +177,7 @@ class EventBatch:
         return {
             key: store_not_found(key.store_id, registered_elsewhere=key.store_id in owners)
             for key in missing
-            if owners.get(key.store_id) != self._merchant_id
+            if owners.get(key.store_id) != self.merchant_id
         }
 
     def _count_folded_entries(self, histories: Mapping[AccountKey, AccountHistory]) -> int:
@@ -168,12 +192,11 @@ class EventBatch:
             total += sum((folds - 1) * (len(histories[key].entries) + counts[key]) for key, folds in unbalanced.items())
         return total
 
-    async def _write(self, repository: AccountRepository, result: BatchResult) -> list[ApplyResult | PointbookError]:
+    def prepare_entries(self, repository: AccountRepository, result: BatchResult) -> list[StoredEntry]:
+        """Return the entries to write; the repository gets the holds to write with them."""
         repository.holds |= result.remaining_holds
         settled = {settlement.event_id: settlement.hold.redemption_id for settlement in result.settlements}
-        entries = [self._stored_entry(index, row, settled) for index, row in result.new_rows.items()]
-        await repository.write(entries, result.changes)
-        return self._add_entry_webhook_ids(repository, result)
+        return [self._stored_entry(index, row, settled) for index, row in result.new_rows.items()]
 
     def _stored_entry(self, index: int, result: ApplyResult, settled: Mapping[str, str]) -> StoredEntry:
         received = self._batch[index]
@@ -185,9 +208,7 @@ class EventBatch:
             settled_redemption_id=settled.get(received.event.event_id),
         )
 
-    def _add_entry_webhook_ids(
-        self, repository: AccountRepository, result: BatchResult
-    ) -> list[ApplyResult | PointbookError]:
+    def results(self, repository: AccountRepository, result: BatchResult) -> list[ApplyResult | PointbookError]:
         """Return the results, with the webhook of a DUPLICATE's entry if it differs.
 
         The entry is in the ledger, or comes from an earlier event of the batch.

@@ -42,20 +42,26 @@ RECEIPT_COLUMNS = {
     "received_at_ms": "bigint",
     "outcome": "text",
 }
-DERIVED_COLUMNS = {
+FOLD_COLUMNS = {
     "ordinal": "integer",
     "balance_before": "bigint",
     "balance_after": "bigint",
     "drift": "bigint",
     "silently_expired": "bigint",
     "draws": "jsonb",
-    "voided_at_ms": "bigint",
-    "void_reason": "text",
 }
+DERIVED_COLUMNS = {**FOLD_COLUMNS, "voided_at_ms": "bigint", "void_reason": "text"}
 SETTLEMENT_COLUMNS = {"settled_redemption_id": "text"}
 ACCOUNT_COLUMNS = {**KEY_COLUMNS, **STATE_COLUMNS, "uncheckpointed": "integer", "holds": "jsonb", "revision": "bigint"}
 ENTRY_COLUMNS = {**EVENT_COLUMNS, **RECEIPT_COLUMNS, **DERIVED_COLUMNS, **SETTLEMENT_COLUMNS}
 CHECKPOINT_COLUMNS = {**KEY_COLUMNS, **STATE_COLUMNS}
+MERCHANT_COLUMN = {"merchant_id": "text"}
+ROW_TYPES = {
+    "points_account_row": {**MERCHANT_COLUMN, **ACCOUNT_COLUMNS},
+    "points_entry_row": {**MERCHANT_COLUMN, **EVENT_COLUMNS, **RECEIPT_COLUMNS, **FOLD_COLUMNS, **SETTLEMENT_COLUMNS},
+    "points_checkpoint_row": {**MERCHANT_COLUMN, **CHECKPOINT_COLUMNS},
+}
+"""The database's types of the rows that a batch writes, with their columns in order (decision 0061)."""
 
 
 def _column_list(columns: Iterable[str], prefix: str = "") -> str:
@@ -82,6 +88,12 @@ READ_ACCOUNTS = _statement(f"""
     SELECT a.* FROM {_unnest(KEY_COLUMNS)} CROSS JOIN LATERAL (
         SELECT {_column_list(ACCOUNT_COLUMNS)} FROM points_accounts
         WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id OFFSET 0
+    ) AS a
+""")
+READ_ACCOUNTS_OF_MERCHANTS = _statement(f"""
+    SELECT a.*, v.merchant_id FROM {_unnest({**MERCHANT_COLUMN, **KEY_COLUMNS})} CROSS JOIN LATERAL (
+        SELECT {_column_list(ACCOUNT_COLUMNS)} FROM points_accounts
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = v.merchant_id OFFSET 0
     ) AS a
 """)
 
@@ -224,47 +236,41 @@ SUM_OVERFLOW_POINTS = _statement(f"""
 """)
 
 
-def _write_batch(*, with_checkpoints: bool) -> Statement:
+def _write_batch(*, of_one_merchant: bool, with_checkpoints: bool) -> Statement:
     """Build a statement that writes a batch as a whole or not at all.
 
     It first locks the accounts in sorted order. If the revision of one has changed since it was read, it writes nothing
     and returns no row. Inserting an entry claims its event_id. If an event_id was claimed or an account opened (with
     its checkpoints) concurrently, the statement divides by zero, which rolls it back even in autocommit mode.
+
+    For several merchants, it does not wait for an account that is locked, but writes nothing: the transaction of one
+    merchant must not delay the others.
     """
+    merchant_id = ":merchant_id" if of_one_merchant else "v.merchant_id"
+    lock = "FOR UPDATE" if of_one_merchant else "FOR UPDATE SKIP LOCKED"
     unchanged = "(SELECT count(*) FROM locked) = :existing_count"
     assignments = ", ".join(f"{name} = excluded.{name}" for name in ACCOUNT_COLUMNS if name not in KEY_COLUMNS)
     parts = {
         "locked": f"""
-            SELECT FROM {_unnest(KEY_COLUMNS | {"revision": "bigint"}, "account_")} CROSS JOIN LATERAL (
+            SELECT FROM {_rows("points_account_row")} CROSS JOIN LATERAL (
                 SELECT revision FROM points_accounts
-                WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id FOR UPDATE
+                WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = {merchant_id} {lock}
             ) AS a
             WHERE a.revision = v.revision - 1
         """,
         "accounts": f"""
-            INSERT INTO points_accounts AS a (merchant_id, {_column_list(ACCOUNT_COLUMNS)})
-            SELECT :merchant_id, {_column_list(ACCOUNT_COLUMNS)} FROM {_unnest(ACCOUNT_COLUMNS, "account_")}
+            INSERT INTO points_accounts AS a ({_column_list(ROW_TYPES["points_account_row"])})
+            SELECT {merchant_id}, {_column_list(ACCOUNT_COLUMNS)} FROM {_rows("points_account_row")}
             WHERE {unchanged}
             ON CONFLICT (buyer_id, store_id, merchant_id) DO UPDATE SET {assignments}
             WHERE a.revision = excluded.revision - 1
             RETURNING 1
         """,
-        "entries": f"""
-            INSERT INTO points_entries (merchant_id, {_column_list(ENTRY_COLUMNS)})
-            SELECT :merchant_id, {_column_list(ENTRY_COLUMNS)} FROM {_unnest(ENTRY_COLUMNS, "entry_")}
-            WHERE {unchanged}
-            ORDER BY event_id ON CONFLICT (event_id, merchant_id) DO NOTHING
-            RETURNING 1
-        """,
+        "entries": _insert_rows("points_entry_row", "points_entries", merchant_id, unchanged, "event_id, merchant_id"),
     }
     if with_checkpoints:
-        parts["checkpoints"] = f"""
-            INSERT INTO points_checkpoints (merchant_id, {_column_list(CHECKPOINT_COLUMNS)})
-            SELECT :merchant_id, {_column_list(CHECKPOINT_COLUMNS)} FROM {_unnest(CHECKPOINT_COLUMNS, "checkpoint_")}
-            WHERE {unchanged}
-            ON CONFLICT (buyer_id, store_id, merchant_id, newest_at_ms) DO NOTHING
-            RETURNING 1
-        """
+        key = "buyer_id, store_id, merchant_id, newest_at_ms"
+        parts["checkpoints"] = _insert_rows("points_checkpoint_row", "points_checkpoints", merchant_id, unchanged, key)
     counts = " + ".join(f"(SELECT count(*) FROM {name})" for name in parts if name != "locked")
     return _statement(f"""
         WITH {", ".join(f"{name} AS ({part})" for name, part in parts.items())}
@@ -272,9 +278,31 @@ def _write_batch(*, with_checkpoints: bool) -> Statement:
     """)
 
 
-WRITE_BATCH = _write_batch(with_checkpoints=False)
+def _rows(row_type: str) -> str:
+    """Return a FROM item `v` with the rows of a parameter.
+
+    It has the name of their type.
+    """
+    return f"unnest(CAST(:{row_type} AS {row_type}[])) AS v"
+
+
+def _insert_rows(row_type: str, table: str, merchant_id: str, condition: str, key: str) -> str:
+    """Return an INSERT of new rows, in the order of their key."""
+    merchant_column, *columns = ROW_TYPES[row_type]
+    return f"""
+        INSERT INTO {table} ({merchant_column}, {_column_list(columns)})
+        SELECT {merchant_id}, {_column_list(columns, "v.")} FROM {_rows(row_type)}
+        WHERE {condition}
+        ORDER BY {_column_list(key.split(", "), "v.")} ON CONFLICT ({key}) DO NOTHING
+        RETURNING 1
+    """
+
+
+WRITE_BATCH = _write_batch(of_one_merchant=True, with_checkpoints=False)
 # Separate because most batches write no checkpoints, and are faster without that part.
-WRITE_BATCH_AND_CHECKPOINTS = _write_batch(with_checkpoints=True)
+WRITE_BATCH_AND_CHECKPOINTS = _write_batch(of_one_merchant=True, with_checkpoints=True)
+WRITE_MERCHANTS = _write_batch(of_one_merchant=False, with_checkpoints=False)
+WRITE_MERCHANTS_AND_CHECKPOINTS = _write_batch(of_one_merchant=False, with_checkpoints=True)
 # The accounts exist. An upsert instead of an update, because every plan of it finds each account by its key.
 WRITE_HOLDS = _statement(f"""
     INSERT INTO points_accounts AS a (merchant_id, {_column_list(KEY_COLUMNS)}, holds)

@@ -36,12 +36,14 @@ def keys_to_columns(keys: Iterable[AccountKey]) -> dict[str, Any]:
     return to_columns(queries.KEY_COLUMNS, pairs)
 
 
-def account_to_row(key: AccountKey, account: Account, holds: Sequence[Hold], revision: int) -> tuple[Any, ...]:
-    """Convert an account and its holds to ACCOUNT_COLUMNS.
+def account_to_row(
+    merchant_id: str, key: AccountKey, account: Account, holds: Sequence[Hold], revision: int
+) -> tuple[Any, ...]:
+    """Convert an account and its holds to a points_account_row.
 
     The holds come separately, because a fold has none.
     """
-    return (*state_to_row(key, account), account.uncheckpointed, holds_to_json(holds), revision)
+    return (*checkpoint_to_row(merchant_id, key, account), account.uncheckpointed, holds_to_json(holds), revision)
 
 
 def holds_to_json(holds: Sequence[Hold]) -> str | None:
@@ -49,9 +51,10 @@ def holds_to_json(holds: Sequence[Hold]) -> str | None:
     return json.dumps(holds) if holds else None
 
 
-def state_to_row(key: AccountKey, account: Account) -> tuple[Any, ...]:
-    """Convert an account's state to CHECKPOINT_COLUMNS."""
+def checkpoint_to_row(merchant_id: str, key: AccountKey, account: Account) -> tuple[Any, ...]:
+    """Convert an account's state to a points_checkpoint_row."""
     return (
+        merchant_id,
         key.store_id,
         key.buyer_id,
         account.opening,
@@ -116,10 +119,11 @@ def _hold_from_json(values: list[Any]) -> Hold:
     return Hold(redemption_id, points, opened_at_ms, settle_by_ms, tuple(scenes), is_released, *lead_ms)
 
 
-def entry_to_row(stored: StoredEntry) -> tuple[Any, ...]:
-    """Convert an entry to ENTRY_COLUMNS."""
+def entry_to_row(merchant_id: str, stored: StoredEntry) -> tuple[Any, ...]:
+    """Convert a new entry to a points_entry_row."""
     event, webhook = stored.entry.event, stored.webhook
     return (
+        merchant_id,
         event.event_id,
         event.account_key.store_id,
         event.account_key.buyer_id,
@@ -134,13 +138,18 @@ def entry_to_row(stored: StoredEntry) -> tuple[Any, ...]:
         webhook.api_version,
         stored.received_at_ms,
         stored.outcome,
-        *derived_to_row(stored.entry, stored.void),
+        *_fold_to_row(stored.entry),
         stored.settled_redemption_id,
     )
 
 
 def derived_to_row(entry: Entry, void: Void | None) -> tuple[Any, ...]:
-    """Convert the values that the fold derives to DERIVED_COLUMNS."""
+    """Convert the values of an entry that may change to DERIVED_COLUMNS."""
+    return (*_fold_to_row(entry), None if void is None else void.at_ms, None if void is None else void.reason)
+
+
+def _fold_to_row(entry: Entry) -> tuple[Any, ...]:
+    """Convert the values that the fold derives to FOLD_COLUMNS."""
     return (
         entry.ordinal,
         entry.balance_before,
@@ -148,8 +157,6 @@ def derived_to_row(entry: Entry, void: Void | None) -> tuple[Any, ...]:
         entry.drift,
         entry.silently_expired,
         _draws_to_json(entry.draws),
-        None if void is None else void.at_ms,
-        None if void is None else void.reason,
     )
 
 

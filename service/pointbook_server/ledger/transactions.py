@@ -1,6 +1,6 @@
 """The transactions of the ledger."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -9,7 +9,7 @@ from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger import queries, rows
 from pointbook_server.ledger.account_repository import AccountRepository, lacks_lots
-from pointbook_server.ledger.event_batch import EventBatch, Redemptions
+from pointbook_server.ledger.event_batch import EventBatch, Redemptions, apply_directly
 from pointbook_server.ledger.expiring_points import ExpiringPage, ExpiringPosition, ExpiryReader, ExpiryWindow
 from pointbook_server.ledger.model import (
     Account,
@@ -62,10 +62,26 @@ class LedgerTransactions:
         event_batch = EventBatch(merchant_id, batch, self._redemptions, register_stores=self._register_stores)
         with suppress(RetryTransactionError):
             async with self._database.autocommit() as connection:
-                results = await event_batch.apply_directly(connection)
+                (results,) = await apply_directly(connection, [event_batch])
             if results is not None:
                 return results
         return await self._database.transaction(event_batch.apply)
+
+    async def apply_merchants(
+        self, batches: Mapping[str, Sequence[ReceivedEvent]]
+    ) -> dict[str, list[ApplyResult | PointbookError]]:
+        """Write events of several merchants in one statement; return results by merchant.
+
+        Merchants that need a transaction of their own are left out: `apply` their events. Raises PointbookError, and
+        then writes nothing, if any of the accounts has changed or is locked, and if the database is unavailable.
+        """
+        event_batches = [
+            EventBatch(merchant_id, batch, self._redemptions, register_stores=self._register_stores)
+            for merchant_id, batch in batches.items()
+        ]
+        async with self._database.autocommit() as connection:
+            applied = await apply_directly(connection, event_batches)
+        return {merchant_id: results for merchant_id, results in zip(batches, applied, strict=True) if results}
 
     async def account(self, merchant_id: str, key: AccountKey, at_ms: int, *, lots: int = 0) -> Account:
         """Return an account with the lots that `points_at` needs.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -43,6 +43,9 @@ class Batcher(Generic[K, I, R]):
     `send` returns a result or an error for each item of a batch. If it raises PointbookError, every item of the batch
     gets that error, and so do the queued items that were submitted together with the last one: an item is never sent
     after an earlier item of the same call was not.
+
+    With `send_together`, the waiting batches of several keys are sent by one call, which returns results by key. Keys
+    that it leaves out, and all if it raises an error, are then sent one by one.
     """
 
     def __init__(
@@ -52,14 +55,19 @@ class Batcher(Generic[K, I, R]):
         batch_max: int,
         waiting_max: int,
         max_concurrent_batches: int,
+        send_together: Callable[[Mapping[K, Sequence[I]]], Awaitable[Mapping[K, Sequence[R | PointbookError]]]]
+        | None = None,
     ) -> None:
         self._send = send
+        self._send_together = send_together
         self._batch_max = batch_max
         self._waiting_max = waiting_max
         self._max_concurrent_batches = max_concurrent_batches
         self._queues: dict[K, deque[_QueuedItem[I, R]]] = {}
         self._count = 0
         self._keys_in_flight: set[K] = set()
+        self._is_collecting = False
+        """Whether a worker is about to take the waiting items of all keys."""
         self._workers: set[asyncio.Task[None]] = set()
 
     def check_capacity(self, count: int) -> None:
@@ -105,35 +113,63 @@ class Batcher(Generic[K, I, R]):
     async def _work(self) -> None:
         """Send batches until every queued key is in flight with another worker."""
         try:
-            while (key := next((key for key in self._queues if key not in self._keys_in_flight), None)) is not None:
+            while (key := self._next_key()) is not None:
                 self._keys_in_flight.add(key)
+                batches: dict[K, list[_QueuedItem[I, R]]] = {key: []}
                 try:
                     await self._wait_for_more(key)
-                    if batch := self._pop_batch(key):
-                        await self._send_batch(key, batch)
+                    batches = self._pop_batches(key)
+                    await self._send_batches(batches)
                 finally:
-                    self._keys_in_flight.discard(key)
+                    self._keys_in_flight.difference_update(batches)
         finally:
             # Removed here and not by a callback: an item submitted before the callback runs would get no worker.
             self._workers.difference_update({asyncio.current_task()})
+
+    def _next_key(self) -> K | None:
+        """Return the key that waits longest for a worker, if any."""
+        if self._is_collecting:
+            return None
+        return next((key for key in self._queues if key not in self._keys_in_flight), None)
 
     async def _wait_for_more(self, key: K) -> None:
         """Yield to the loop so that concurrent calls can join this batch.
 
         Larger batches cost less per item.
         """
-        count = quiet_turns = 0
-        for _ in range(TURNS_MAX):
-            quiet_turns = quiet_turns + 1 if len(self._queues[key]) == count else 0
-            if quiet_turns == QUIET_TURNS:
-                return
-            count = len(self._queues[key])
-            await asyncio.sleep(0)
+        self._is_collecting = self._send_together is not None
+        try:
+            count = quiet_turns = 0
+            for _ in range(TURNS_MAX):
+                waiting = self._count if self._is_collecting else len(self._queues[key])
+                quiet_turns = quiet_turns + 1 if waiting == count else 0
+                if quiet_turns == QUIET_TURNS:
+                    return
+                count = waiting
+                await asyncio.sleep(0)
+        finally:
+            self._is_collecting = False
 
-    def _pop_batch(self, key: K) -> list[_QueuedItem[I, R]]:
-        """Remove and return the next batch of a key, without cancelled items."""
+    def _pop_batches(self, key: K) -> dict[K, list[_QueuedItem[I, R]]]:
+        """Remove and return the next batch of a key, with those to send together with it.
+
+        Together they have at most `batch_max` items. All their keys are in flight then.
+        """
+        batches = {key: self._pop_batch(key, self._batch_max)}
+        if self._send_together is not None:
+            count = len(batches[key])
+            for other in [other for other in self._queues if other not in self._keys_in_flight]:
+                if count >= self._batch_max:
+                    break
+                self._keys_in_flight.add(other)
+                batches[other] = self._pop_batch(other, self._batch_max - count)
+                count += len(batches[other])
+        return batches
+
+    def _pop_batch(self, key: K, count_max: int) -> list[_QueuedItem[I, R]]:
+        """Remove and return the next items of a key, without cancelled ones."""
         queue = self._queues.pop(key)
-        popped = [queue.popleft() for _ in range(min(len(queue), self._batch_max))]
+        popped = [queue.popleft() for _ in range(min(len(queue), count_max))]
         if queue:
             self._queues[key] = queue  # at the end: other keys come first
         self._count -= len(popped)
@@ -150,6 +186,35 @@ class Batcher(Generic[K, I, R]):
         if queue is not None and not queue:
             del self._queues[key]
 
+    async def _send_batches(self, batches: dict[K, list[_QueuedItem[I, R]]]) -> None:
+        """Send batches, and remove each from `batches` once its items have results."""
+        self._start_worker_for_rest()
+        for key, results in (await self._send_all(batches)).items():
+            _set_results(batches.pop(key), results)
+            self._keys_in_flight.discard(key)
+        while batches:
+            self._start_worker_for_rest()
+            key, batch = next(iter(batches.items()))
+            if batch:
+                await self._send_batch(key, batch)
+            del batches[key]
+            self._keys_in_flight.discard(key)
+
+    def _start_worker_for_rest(self) -> None:
+        """Start a worker for the waiting keys, if any, while this one is busy."""
+        if not self._queues.keys() <= self._keys_in_flight:
+            self._start_worker()
+
+    async def _send_all(self, batches: Mapping[K, list[_QueuedItem[I, R]]]) -> Mapping[K, Sequence[R | PointbookError]]:
+        """Return the results of the batches that could be sent together."""
+        sent = {key: [queued.item for queued in batch] for key, batch in batches.items() if batch}
+        if self._send_together is None or len(sent) == 1:
+            return {}
+        try:
+            return await self._send_together(sent)
+        except Exception:  # noqa: BLE001 - the error of one batch must not fail the others; it occurs again
+            return {}
+
     async def _send_batch(self, key: K, batch: list[_QueuedItem[I, R]]) -> None:
         try:
             results = await self._send(key, [queued.item for queued in batch])
@@ -165,6 +230,10 @@ class Batcher(Generic[K, I, R]):
             for queued in batch:
                 await self._send_batch(key, [queued])
             return
-        for queued, result in zip(batch, results, strict=True):
-            if not queued.result.done():
-                queued.result.set_result(result)
+        _set_results(batch, results)
+
+
+def _set_results(batch: Sequence[_QueuedItem[I, R]], results: Sequence[R | PointbookError]) -> None:
+    for queued, result in zip(batch, results, strict=True):
+        if not queued.result.done():
+            queued.result.set_result(result)
