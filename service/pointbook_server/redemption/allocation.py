@@ -33,7 +33,10 @@ class Allocation(NamedTuple):
 
 
 class _FreeLot(NamedTuple):
-    """The free points of a lot; its first fields, up to `position`, are the order of drawing."""
+    """The free points of a lot.
+
+    The order of its fields is the order of drawing; a position is unique.
+    """
 
     order_ms: int
     created_at_ms: int
