@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import pytest
@@ -308,7 +308,7 @@ class Model:
 
     def subject(self, points: int) -> ChallengeSubject:
         """Return the subject of a redemption of some points."""
-        purpose = replace(self.purpose, points=points)
+        purpose = self.purpose._replace(points=points)
         return ChallengeSubject(purpose, program_of(purpose), customer_of(purpose), "a")
 
     async def run(self, step: Step) -> None:

@@ -1,7 +1,5 @@
 """Challenges: when one is valid, and when a new code may be sent."""
 
-from dataclasses import replace
-
 from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.key_ring import KeyRing
 from pointbook_server.validation_codes.model import (
@@ -35,7 +33,7 @@ CHALLENGE = Challenge(
 def test_challenge_is_valid_for_its_purpose_and_route_until_it_expires() -> None:
     assert is_valid_for(CHALLENGE, PURPOSE, ROUTE, KEYS, 299_999)
     assert not is_valid_for(CHALLENGE, PURPOSE, ROUTE, KEYS, 300_000)
-    assert not is_valid_for(CHALLENGE, replace(PURPOSE, points=110), ROUTE, KEYS, 0)
+    assert not is_valid_for(CHALLENGE, PURPOSE._replace(points=110), ROUTE, KEYS, 0)
     assert not is_valid_for(CHALLENGE, PURPOSE, Route(Channel.EMAIL), KEYS, 0)
     assert not is_valid_for(CHALLENGE, PURPOSE, Route(Channel.SMS, "+8613812345678"), KEYS, 0)
     assert not is_valid_for(CHALLENGE, PURPOSE, ROUTE, KeyRing({"k2": b"k" * 32}), 0)
@@ -44,16 +42,16 @@ def test_challenge_is_valid_for_its_purpose_and_route_until_it_expires() -> None
 def test_new_code_may_be_sent_after_the_cooldown_unless_locked() -> None:
     assert COOLDOWN_MS == 60_000
     assert CHALLENGE.may_resend_at_ms == 60_000
-    assert replace(CHALLENGE, attempts=ATTEMPTS_MAX - 1).may_resend_at_ms == 60_000
-    assert replace(CHALLENGE, attempts=ATTEMPTS_MAX).may_resend_at_ms == 300_000
+    assert CHALLENGE._replace(attempts=ATTEMPTS_MAX - 1).may_resend_at_ms == 60_000
+    assert CHALLENGE._replace(attempts=ATTEMPTS_MAX).may_resend_at_ms == 300_000
 
 
 def test_pending_delivery_is_uncertain_after_its_timeout() -> None:
     assert not CHALLENGE.is_uncertain(59_999)
-    assert replace(CHALLENGE, delivery=Delivery.UNCERTAIN).is_uncertain(0)
-    assert not replace(CHALLENGE, delivery=Delivery.FAILED).is_uncertain(59_999)
-    assert not replace(CHALLENGE, delivery=Delivery.PENDING).is_uncertain(4_999)
-    assert replace(CHALLENGE, delivery=Delivery.PENDING).is_uncertain(5_000)
+    assert CHALLENGE._replace(delivery=Delivery.UNCERTAIN).is_uncertain(0)
+    assert not CHALLENGE._replace(delivery=Delivery.FAILED).is_uncertain(59_999)
+    assert not CHALLENGE._replace(delivery=Delivery.PENDING).is_uncertain(4_999)
+    assert CHALLENGE._replace(delivery=Delivery.PENDING).is_uncertain(5_000)
 
 
 def test_challenge_ids_are_unique_and_long() -> None:

@@ -1,7 +1,5 @@
 """Digests of codes, and everything that they are bound to."""
 
-from dataclasses import replace
-
 import pytest
 
 from pointbook_server.programs.model import Channel
@@ -18,7 +16,7 @@ def digest(
     """Return the digest of a code with a changed binding."""
     channel, destination = changes.pop("channel", Channel.SMS), changes.pop("destination", "")
     assert isinstance(channel, Channel)
-    purpose = replace(PURPOSE, **changes)  # type: ignore[arg-type] # each test names a field and its own kind of value
+    purpose = PURPOSE._replace(**changes)  # type: ignore[arg-type] # each test names a field and its own kind of value
     route = Route(channel, str(destination))
     return KeyRing({key_id: key}).code_digest(key_id, code, challenge_id, purpose, route)
 

@@ -14,6 +14,7 @@ Source: docs/reference/customers.md#mobile-numbers
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 import phonenumbers
@@ -22,6 +23,8 @@ from phonenumbers import PhoneNumber, PhoneNumberType
 from pointbook_common.text import phone_text
 
 LENGTH_MAX = 32
+NUMBERS_CACHED_MAX = 2_048
+"""The most numbers whose results are cached: a redemption reads the same number in each of its calls."""
 _WRITTEN = re.compile(r"\(?\+? ?\(?[0-9][0-9 ().-]*")
 """The characters of a number: the library would also read letters as digits, and drop extensions."""
 _OLD_FORMS = {
@@ -46,6 +49,7 @@ class Phone(NamedTuple):
     key: str
 
 
+@lru_cache(NUMBERS_CACHED_MAX)
 def read(text: str, default_region: str = "") -> Phone | None:
     """Return a phone number, or None if the text is not one.
 
@@ -70,6 +74,7 @@ def forms(key: str) -> list[str]:
     return [key] if match is None else [key, match.expand(form)]
 
 
+@lru_cache(NUMBERS_CACHED_MAX)
 def number_type(e164: str) -> int:
     """Return the library's type of a number.
 

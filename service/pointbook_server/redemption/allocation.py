@@ -33,7 +33,10 @@ class Allocation(NamedTuple):
 
 
 class _FreeLot(NamedTuple):
-    """The free points of a lot; the order of its fields is the order of drawing."""
+    """The free points of a lot.
+
+    The order of its fields is the order of drawing; a position is unique.
+    """
 
     order_ms: int
     created_at_ms: int
@@ -82,16 +85,8 @@ def _free_lots(
     for position, lot in enumerate(account.unheld_lots(now_ms)):
         if lot.expiry_or_never_ms <= now_ms:
             continue
-        yield _FreeLot(
-            order_ms=lot.expiry_or_never_ms,
-            created_at_ms=created_at_ms.get(lot.event_id, 0),
-            customer_id=source.customer_id,
-            key=source.key,
-            position=position,
-            points=lot.remaining,
-            expires_at_ms=lot.expires_at_ms,
-            event_id=lot.event_id,
-        )
+        order = (lot.expiry_or_never_ms, created_at_ms.get(lot.event_id, 0), source.customer_id, source.key, position)
+        yield _FreeLot(*order, lot.remaining, lot.expires_at_ms, lot.event_id)
 
 
 def points_by_account(draws: Sequence[Allocation]) -> dict[AccountKey, int]:

@@ -1,6 +1,6 @@
 """The assessment of a redemption request by every rule, in a loaded context; pure."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import NamedTuple
@@ -77,7 +77,7 @@ class RedemptionContext(NamedTuple):
     `own` are the redeemer's own accounts in every store, `sources` those that may be drawn on, each once.
     `other_programs` are the merchant's other programs whose points may be redeemed. `is_own_store` is false if an
     unregistered buyer's store is not the merchant's, `selects_one_group` if the group's selectors disagree. `bookings`
-    contains those that the redemption may claim.
+    contains those that the redemption may claim. Contexts that were loaded together share their `accounts`.
     """
 
     now_ms: int
@@ -86,7 +86,7 @@ class RedemptionContext(NamedTuple):
     customer: Customer | None
     own: Sequence[SourceAccount]
     sources: tuple[SourceAccount, ...]
-    accounts: Mapping[AccountKey, Account]
+    accounts: dict[AccountKey, Account]
     other_programs: tuple[Program, ...] = ()
     group: UserGroup | None = None
     selects_one_group: bool = True

@@ -1,7 +1,7 @@
 """The commands of redemption: redeem, reverse and list; pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pointbook_server.programs.model import DEFAULT_SETTLEMENT_WINDOW_MS, Program
 from pointbook_server.redemption.allocation import Allocation, points_by_account
@@ -49,7 +49,7 @@ class RedeemCommand:
         """
         content = self.content(assessment)
         if stored.content.redeemer in assessment.context.redeemers:
-            content = replace(content, redeemer=stored.content.redeemer)
+            content = content._replace(redeemer=stored.content.redeemer)
         if stored.content != content:
             raise reference_reused(self.reference)
         return stored
@@ -57,13 +57,14 @@ class RedeemCommand:
     def redemption(
         self,
         assessment: Assessment,
+        content: IdempotencyContent,
         program: Program,
         redemption_id: str,
         draws: Sequence[Allocation],
         *,
         actor: str = "",
     ) -> Redemption:
-        """Build the redemption.
+        """Build the redemption of an assessment with this content.
 
         It holds the drawn points until SHOPLINE books them, unless SHOPLINE already has.
         """
@@ -74,7 +75,7 @@ class RedeemCommand:
             merchant_id=self.request.merchant_id,
             redemption_id=redemption_id,
             reference=self.reference,
-            content=self.content(assessment),
+            content=content,
             notes=self.notes,
             redeem_value="" if value is None else f"{value.redeem_value:f}",
             redeem_local_value="" if value is None else f"{value.redeem_local_value:f}",

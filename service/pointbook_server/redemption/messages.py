@@ -24,7 +24,14 @@ from pointbook_server.redemption.currency import CURRENCY_DECIMALS_MAX, monetary
 from pointbook_server.redemption.customer_validation import ValidationEvidence
 from pointbook_server.redemption.model import Redemption, RedemptionDetails, RedemptionState, StoredReversal
 from pointbook_server.redemption.violations import REDEEMABLE, Violation
-from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, is_identifier, to_decimal_text, to_timestamp
+from pointbook_server.rpc.request_fields import (
+    ID_LENGTH_MAX,
+    Fields,
+    is_identifier,
+    to_decimal_text,
+    to_timestamp,
+    write_timestamp,
+)
 from pointbook_server.validation_codes.code_format import normalize_code
 
 CODE_LENGTH_MAX = 32
@@ -347,7 +354,7 @@ def write_buyer(key: AccountKey) -> identity_pb2.Buyer:
 def write_redemption(redemption: Redemption, now_ms: int) -> redemption_pb2.Redemption:
     """Build the message of a redemption, in its state at `now_ms`."""
     content = redemption.content
-    return redemption_pb2.Redemption(
+    message = redemption_pb2.Redemption(
         redemption_id=redemption.redemption_id,
         merchant_id=redemption.merchant_id,
         program_id=content.program_id,
@@ -358,23 +365,21 @@ def write_redemption(redemption: Redemption, now_ms: int) -> redemption_pb2.Rede
         redeem_local_value=redemption.redeem_local_value,
         points_currency_ratio=redemption.points_currency_ratio,
         active_points=redemption.active_points,
-        draws=[
-            redemption_pb2.RedemptionDraw(
-                buyer=write_buyer(draw.key),
-                points=draw.points,
-                points_expiry_time=None if draw.expires_at_ms is None else to_timestamp(draw.expires_at_ms),
-                event_id=draw.event_id,
-            )
-            for draw in redemption.draws
-        ],
-        create_time=to_timestamp(redemption.created_at_ms),
-        settle_by=to_timestamp(redemption.settle_by_ms),
         external_reference_number=redemption.reference,
         transaction_number=content.transaction_number,
         notes=redemption.notes,
         customer=write_customer(content.redeemer),
         actor=redemption.actor,
     )
+    write_timestamp(message.create_time, redemption.created_at_ms)
+    write_timestamp(message.settle_by, redemption.settle_by_ms)
+    for draw in redemption.draws:
+        added = message.draws.add(points=draw.points, event_id=draw.event_id)
+        added.buyer.store_id = draw.store_id
+        added.buyer.buyer_id = draw.buyer_id
+        if draw.expires_at_ms is not None:
+            write_timestamp(added.points_expiry_time, draw.expires_at_ms)
+    return message
 
 
 def write_details(details: RedemptionDetails, now_ms: int) -> redemption_pb2.Redemption:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -47,8 +47,7 @@ class AccountHold(NamedTuple):
         return AccountKey(self.store_id, self.buyer_id)
 
 
-@dataclass(frozen=True, slots=True)
-class IdempotencyContent:
+class IdempotencyContent(NamedTuple):
     """The content that a repeated call must share: all but the code and the notes.
 
     Source: docs/reference/redemption.md#idempotency
@@ -62,8 +61,7 @@ class IdempotencyContent:
     transaction_number: str
 
 
-@dataclass(frozen=True, slots=True)
-class Redemption:
+class Redemption(NamedTuple):
     """A redemption; `active_points` were left after it."""
 
     merchant_id: str
@@ -85,11 +83,11 @@ class Redemption:
     @property
     def reversed_points(self) -> int:
         """The sum of all reversals."""
-        return sum(draw.reversed_points for draw in self.draws)
+        return sum([draw.reversed_points for draw in self.draws])
 
     def held_points(self, *states: HoldState) -> int:
         """Return the sum of the holds in some states."""
-        return sum(hold.points for hold in self.holds if hold.state in states)
+        return sum([hold.points for hold in self.holds if hold.state in states])
 
     def state(self, now_ms: int) -> RedemptionState:
         """Return the state at a time; an open hold ends without a write."""
@@ -117,7 +115,7 @@ class Redemption:
     def _with_state(self, state: HoldState, keys: Iterable[AccountKey]) -> "Redemption":
         changed = set(keys)
         holds = tuple(hold._replace(state=state) if hold.key in changed else hold for hold in self.holds)
-        return replace(self, holds=holds)
+        return self._replace(holds=holds)
 
     def reverse(self, points: int) -> "Redemption":
         """Return a copy with more points reversed; 0 reverses all that are left.
@@ -149,8 +147,7 @@ class Redemption:
             draws.append(draw._replace(reversed_points=draw.reversed_points + reversed_points))
         draws.reverse()
         left = points_by_account(draws)
-        return replace(
-            self,
+        return self._replace(
             draws=tuple(draws),
             holds=tuple(hold._replace(points=left.get(hold.key, 0)) for hold in self.holds),
         )

@@ -256,42 +256,42 @@ LIST_NEWEST_CLOSINGS = _newest(
 
 def to_columns(redemptions: Sequence[Redemption]) -> dict[str, list[Any]]:
     """Convert redemptions to one array per column."""
-    rows = [_to_row(redemption) for redemption in redemptions]
-    return {name: [row[name] for row in rows] for name in COLUMNS}
+    columns = zip(*map(_to_row, redemptions), strict=True)
+    return dict(zip(COLUMNS, map(list, columns), strict=True))
 
 
-def _to_row(redemption: Redemption) -> dict[str, Any]:
-    content = redemption.content
-    return {
-        "redemption_id": redemption.redemption_id,
-        "reference": redemption.reference,
-        "redeemer": content.redeemer,
-        "program_id": content.program_id,
-        "points": content.points,
-        "group_redemption": content.group_redemption,
-        "group_id": content.group_id,
-        "transaction_number": content.transaction_number,
-        "notes": redemption.notes,
-        "redeem_value": redemption.redeem_value,
-        "redeem_local_value": redemption.redeem_local_value,
-        "points_currency_ratio": redemption.points_currency_ratio,
-        "active_points": redemption.active_points,
-        "created_at_ms": redemption.created_at_ms,
-        "settle_by_ms": redemption.settle_by_ms,
-        "actor": redemption.actor,
-        **to_mutable_columns(redemption),
-    }
+def _to_row(redemption: Redemption) -> tuple[Any, ...]:
+    """Convert a redemption to COLUMNS."""
+    return (
+        redemption.redemption_id,
+        redemption.reference,
+        *redemption.content,
+        redemption.notes,
+        redemption.redeem_value,
+        redemption.redeem_local_value,
+        redemption.points_currency_ratio,
+        redemption.active_points,
+        redemption.created_at_ms,
+        redemption.settle_by_ms,
+        *_to_mutable_row(redemption),
+        redemption.actor,
+    )
+
+
+def _to_mutable_row(redemption: Redemption) -> tuple[Any, ...]:
+    """Convert a redemption to MUTABLE_COLUMNS."""
+    return (
+        json.dumps(redemption.draws),
+        json.dumps(redemption.holds),
+        redemption.held_points(HoldState.OPEN),
+        redemption.held_points(HoldState.RELEASED),
+        redemption.reversed_points,
+    )
 
 
 def to_mutable_columns(redemption: Redemption) -> dict[str, Any]:
-    """Convert the mutable values of a redemption to MUTABLE_COLUMNS."""
-    return {
-        "draws": json.dumps(redemption.draws),
-        "holds": json.dumps(redemption.holds),
-        "open_points": redemption.held_points(HoldState.OPEN),
-        "released_points": redemption.held_points(HoldState.RELEASED),
-        "reversed_points": redemption.reversed_points,
-    }
+    """Convert the mutable values of a redemption to MUTABLE_COLUMNS by name."""
+    return dict(zip(MUTABLE_COLUMNS, _to_mutable_row(redemption), strict=True))
 
 
 def read_redemption(row: Row) -> Redemption:

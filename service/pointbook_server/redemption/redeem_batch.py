@@ -1,7 +1,7 @@
 """A batch of redeem commands, run one after the other in one transaction."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import Allocation, allocate, lot_event_ids
 from pointbook_server.redemption.assessment import Assessment, RedemptionContext, assess
 from pointbook_server.redemption.bookings import Booking, settlement_lead_ms
+from pointbook_server.redemption.caps import has_caps
 from pointbook_server.redemption.commands import PendingRedemption
 from pointbook_server.redemption.context_loader import AccountRepository
 from pointbook_server.redemption.model import AccountHold, HoldState, Redemption, new_redemption_id
@@ -46,20 +47,23 @@ class _ClaimedBooking(NamedTuple):
 
 
 class RedeemBatch:
-    """A batch of commands on locked accounts; each sees the effects of earlier ones."""
+    """A batch of commands on locked accounts; each sees the effects of earlier ones.
+
+    `accounts` are those that the contexts of all commands share: the batch changes them.
+    """
 
     def __init__(
         self,
         connection: Connection,
         ledger: AccountRepository,
         codes: CodeTransactions,
-        accounts: Mapping[AccountKey, Account],
+        accounts: dict[AccountKey, Account],
         stored: Iterable[Redemption],
     ) -> None:
         self._connection = connection
         self._ledger = ledger
         self._codes = codes
-        self._accounts = dict(accounts)
+        self._accounts = accounts
         self._stored = {redemption.reference: redemption for redemption in stored}
         self._new: list[Redemption] = []
         self._new_points: Counter[tuple[str, int]] = Counter()
@@ -124,7 +128,8 @@ class RedeemBatch:
         assessment = assess(command.request, self._current_context(context))
         if command.reference in self._stored:
             return command.check_stored(self._stored[command.reference], assessment)
-        if command.content(assessment) != command.content(pending.assessment) or not context.selects_one_group:
+        content = command.content(assessment)
+        if content != command.content(pending.assessment) or not context.selects_one_group:
             # The locks and the code belong to the content of the first assessment.
             raise to_error([CHANGED_MEANWHILE])
         if violations := sort_violations([*assessment.violations, *pending.evidence.violations(assessment)]):
@@ -134,7 +139,9 @@ class RedeemBatch:
             raise LookupError("an assessment without violations has a program")
         draws = await self._allocate(assessment) if booking is None else booking.draws
         await self._consume(pending, context.now_ms)
-        redemption = command.redemption(assessment, program, new_redemption_id(), draws, actor=pending.evidence.actor)
+        redemption = command.redemption(
+            assessment, content, program, new_redemption_id(), draws, actor=pending.evidence.actor
+        )
         self._add(redemption)
         if booking is not None:
             self._claimed[booking.event_id] = _ClaimedBooking(booking, redemption, program)
@@ -155,16 +162,21 @@ class RedeemBatch:
 
     def _current_context(self, context: RedemptionContext) -> RedemptionContext:
         """Return a context with the effects of the commands so far."""
-        program_id = 0 if context.program is None else context.program.program_id
-        new_points = sum(self._new_points[name, program_id] for name in context.redeemers)
-        bookings = tuple(booking for booking in context.bookings if booking.event_id not in self._claimed)
-        return context._replace(accounts=self._accounts, usage=context.usage.plus(new_points), bookings=bookings)
+        if context.program is not None and has_caps(context.program):
+            program_id = context.program.program_id
+            new_points = sum(self._new_points[name, program_id] for name in context.redeemers)
+            context = context._replace(usage=context.usage.plus(new_points))
+        if context.bookings:
+            bookings = tuple(booking for booking in context.bookings if booking.event_id not in self._claimed)
+            context = context._replace(bookings=bookings)
+        return context
 
     async def _allocate(self, assessment: Assessment) -> list[Allocation]:
         points, now_ms = assessment.points, assessment.context.now_ms
         keys = [source.key for source in assessment.context.sources if source.key in self._accounts]
         for key in keys:
-            self._accounts[key] = await self._ledger.load_lots(key, self._accounts[key], now_ms, points=points)
+            if self._accounts[key].overflow is not None:
+                self._accounts[key] = await self._ledger.load_lots(key, self._accounts[key], now_ms, points=points)
         event_ids = lot_event_ids(self._accounts[key] for key in keys) if len(keys) > 1 else []
         created_at_ms = await self._ledger.find_event_times(event_ids) if event_ids else {}
         return allocate(points, assessment.context.sources, self._accounts, created_at_ms, now_ms)

@@ -65,6 +65,11 @@ class AuditRecord(NamedTuple):
     reason: str = ""
     period: str = ""
 
+    @property
+    def columns(self) -> tuple[str | int, ...]:
+        """The values of the stored columns: all but the period."""
+        return self[:-1]
+
 
 def challenge_record(action: AuditAction, outcome: str, challenge: Challenge, actor: str) -> AuditRecord:
     """Return a record about a challenge."""

@@ -4,7 +4,6 @@ The commands of several calls run one after the other in one transaction, so eac
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar
 
 from pointbook_server.errors import PointbookError
@@ -65,8 +64,7 @@ class IssueResult(NamedTuple):
     must_send: bool
 
 
-@dataclass(frozen=True, slots=True)
-class IssueCommand:
+class IssueCommand(NamedTuple):
     """Finds or makes the customer's live challenge for a purpose and route.
 
     The same purpose and route keeps its challenge with its attempts until it expires, and gets a fresh code after the
@@ -129,7 +127,7 @@ class IssueCommand:
         if same is None:
             state.open_challenge(fresh)
             return IssueResult(fresh, must_send=not is_call), OPENED
-        fresh = replace(fresh, attempts=same.attempts, unnamed_attempts=same.unnamed_attempts)
+        fresh = fresh._replace(attempts=same.attempts, unnamed_attempts=same.unnamed_attempts)
         state.update_challenge(fresh)
         return IssueResult(fresh, must_send=not is_call), RENEWED
 
@@ -147,8 +145,7 @@ def _count_missed_call(state: LockedState, customer: str) -> None:
     state.update_counter(name, counter.add(state.now_ms))
 
 
-@dataclass(frozen=True, slots=True)
-class RecordDeliveryCommand:
+class RecordDeliveryCommand(NamedTuple):
     """Writes the outcome of a code's message, unless a newer code was sent meanwhile.
 
     Source: docs/reference/validation-codes.md#delivery
@@ -175,14 +172,13 @@ class RecordDeliveryCommand:
         has_failed = self.delivery is Delivery.FAILED
         if live is not None and live.code_digest == self.challenge.code_digest:
             resend_at_ms = state.now_ms if has_failed else live.resend_at_ms
-            state.update_challenge(replace(live, delivery=self.delivery, resend_at_ms=resend_at_ms))
+            state.update_challenge(live._replace(delivery=self.delivery, resend_at_ms=resend_at_ms))
         if has_failed:
             self.sends.remove(state, self.challenge.sent_at_ms)
         state.audit.append(challenge_record(AuditAction.DELIVER, self.delivery.value, self.challenge, self.actor))
 
 
-@dataclass(frozen=True, slots=True)
-class RecordRefusalCommand:
+class RecordRefusalCommand(NamedTuple):
     """Writes to the audit why no code was issued: no route reaches the customer now."""
 
     purpose: Purpose
@@ -214,8 +210,7 @@ class GuessResult(NamedTuple):
     challenge: Challenge | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GuessCommand:
+class GuessCommand(NamedTuple):
     """Compares a code with the customer's live challenge, while holding its lock.
 
     A missed call has no code: a guess with its challenge_id names another challenge. Guesses without the live
@@ -276,14 +271,13 @@ class GuessCommand:
         names_other = bool(self.challenge_id) and not names_live
         if not names_other and self.is_right(live):
             return GuessOutcome.RIGHT
-        counted = replace(live, attempts=attempts + 1) if names_live else replace(live, unnamed_attempts=attempts + 1)
+        counted = live._replace(attempts=attempts + 1) if names_live else live._replace(unnamed_attempts=attempts + 1)
         state.update_challenge(counted)
         state.update_counter(counter_name, counter.add(state.now_ms))
         return GuessOutcome.OTHER_CHALLENGE if names_other else GuessOutcome.WRONG
 
 
-@dataclass(frozen=True, slots=True)
-class ResetCommand:
+class ResetCommand(NamedTuple):
     """Resets a customer's counters of guesses, missed calls and messages."""
 
     customer: str
@@ -303,7 +297,7 @@ class ResetCommand:
             state.update_counter(name, state.counters[name]._replace(counts=()))
         live = state.live.get((self.customer, ChallengeKind.CODE))
         if live is not None:
-            state.update_challenge(replace(live, attempts=0, unnamed_attempts=0))
+            state.update_challenge(live._replace(attempts=0, unnamed_attempts=0))
             record = challenge_record(AuditAction.RESET, DONE, live, self.actor)
         else:
             record = AuditRecord(AuditAction.RESET, DONE, self.customer, "", 0, 0, "", self.actor)

@@ -1,6 +1,6 @@
 """The rows that a batch of commands has locked, and the changes to write."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pointbook_server.validation_codes.audit import AuditRecord
@@ -37,7 +37,7 @@ class LockedState:
         """Replace the customer's live challenge of its kind by a new one."""
         live = self.live.get((challenge.purpose.customer, challenge.kind))
         if live is not None:
-            self.changed_challenges[live.challenge_id] = replace(live, state=ChallengeState.REPLACED)
+            self.changed_challenges[live.challenge_id] = live._replace(state=ChallengeState.REPLACED)
         self.opened_ids.add(challenge.challenge_id)
         self.update_challenge(challenge)
 

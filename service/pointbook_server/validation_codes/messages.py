@@ -5,7 +5,7 @@ from pointbook_server.customers.model import IdentifierKind
 from pointbook_server.customers.rules import normalize_identifier
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.messages import write_customer
-from pointbook_server.rpc.request_fields import YEAR_2000_MS, Fields, to_timestamp
+from pointbook_server.rpc.request_fields import YEAR_2000_MS, Fields, to_timestamp, write_timestamp
 from pointbook_server.validation_codes.model import IssuedChallenge, MissedCall, ValidationEvent
 from pointbook_server.validation_codes.routing import mask_destination
 
@@ -41,14 +41,15 @@ def write_issued_code(issued: IssuedChallenge) -> redemption_pb2.IssuedCode:
     A missed call has no destination.
     """
     challenge = issued.challenge
-    return redemption_pb2.IssuedCode(
+    message = redemption_pb2.IssuedCode(
         challenge_id=challenge.challenge_id,
         sent=issued.sent,
         destination=mask_destination(issued.route) if challenge.channel is not Channel.MISSED_CALL else "",
-        expire_time=to_timestamp(challenge.expires_at_ms),
-        resend_time=to_timestamp(challenge.may_resend_at_ms),
         missed_call_number=challenge.called_number,
     )
+    write_timestamp(message.expire_time, challenge.expires_at_ms)
+    write_timestamp(message.resend_time, challenge.may_resend_at_ms)
+    return message
 
 
 def write_validation_event(event: ValidationEvent) -> redemption_pb2.ValidationEvent:

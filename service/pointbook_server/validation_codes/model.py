@@ -4,7 +4,6 @@ Source: docs/reference/validation-codes.md#binding
 """
 
 import secrets
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -52,8 +51,7 @@ class ChallengeKind(StrEnum):
         return cls.MISSED_CALL if channel is Channel.MISSED_CALL else cls.CODE
 
 
-@dataclass(frozen=True, slots=True)
-class Purpose:
+class Purpose(NamedTuple):
     """The redemption that a code is for. A code is wrong for any other purpose."""
 
     merchant_id: str
@@ -64,8 +62,7 @@ class Purpose:
     group_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ChallengeSubject:
+class ChallengeSubject(NamedTuple):
     """A customer to be validated, the purpose, and the actor: the id of a token."""
 
     purpose: Purpose
@@ -74,8 +71,7 @@ class ChallengeSubject:
     actor: str
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """The channel and destination of a code, to which the code is bound too.
 
     `key` is the form in which destinations are compared, if it differs from the destination. A new spelling of the same
@@ -92,8 +88,7 @@ class Route:
         return self.key or self.destination
 
 
-@dataclass(frozen=True, slots=True)
-class Challenge:
+class Challenge(NamedTuple):
     """An issued code, or a request for a missed call.
 
     Only the digests of code and destination are stored.
@@ -151,8 +146,7 @@ class MissedCall(NamedTuple):
     call_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class IssuedChallenge:
+class IssuedChallenge(NamedTuple):
     """A live challenge, its route, and whether this call sent a message."""
 
     challenge: Challenge

@@ -209,62 +209,76 @@ DELETE_OLD = {
 
 def to_columns(challenges: Sequence[Challenge]) -> dict[str, list[Any]]:
     """Convert challenges to one array for each column."""
-    rows = [_to_row(challenge) for challenge in challenges]
-    return {name: [row[name] for row in rows] for name in CHALLENGE_COLUMNS}
+    columns = zip(*map(_to_row, challenges), strict=True)
+    return dict(zip(CHALLENGE_COLUMNS, map(list, columns), strict=True))
 
 
-def _to_row(challenge: Challenge) -> dict[str, Any]:
-    """Convert a challenge to the columns of its row."""
+def _to_row(challenge: Challenge) -> tuple[Any, ...]:
+    """Convert a challenge to CHALLENGE_COLUMNS."""
     purpose = challenge.purpose
-    return {
-        "challenge_id": challenge.challenge_id,
-        "customer": purpose.customer,
-        "program_id": purpose.program_id,
-        "points": purpose.points,
-        "group_redemption": purpose.group_redemption,
-        "group_id": purpose.group_id,
-        "channel": challenge.channel.value,
-        "destination_digest": challenge.destination_digest,
-        "called_number": challenge.called_number,
-        "key_id": challenge.key_id,
-        "code_digest": challenge.code_digest,
-        "attempts": challenge.attempts,
-        "unnamed_attempts": challenge.unnamed_attempts,
-        "state": challenge.state.value,
-        "delivery": challenge.delivery.value,
-        "sent_at_ms": challenge.sent_at_ms,
-        "resend_at_ms": challenge.resend_at_ms,
-        "expires_at_ms": challenge.expires_at_ms,
-        "confirmed_at_ms": challenge.confirmed_at_ms,
-    }
+    return (
+        challenge.challenge_id,
+        purpose.customer,
+        purpose.program_id,
+        purpose.points,
+        purpose.group_redemption,
+        purpose.group_id,
+        challenge.channel,
+        challenge.destination_digest,
+        challenge.called_number,
+        challenge.key_id,
+        challenge.code_digest,
+        challenge.attempts,
+        challenge.unnamed_attempts,
+        challenge.state,
+        challenge.delivery,
+        challenge.sent_at_ms,
+        challenge.resend_at_ms,
+        challenge.expires_at_ms,
+        challenge.confirmed_at_ms,
+    )
 
 
 def to_challenge(row: Row) -> Challenge:
-    """Convert a row of validation_challenges to a challenge."""
-    purpose = Purpose(
-        merchant_id=row.merchant_id,
-        customer=row.customer,
-        program_id=row.program_id,
-        points=row.points,
-        group_redemption=row.group_redemption,
-        group_id=row.group_id,
-    )
+    """Convert a row of the columns of CHALLENGE to a challenge."""
+    (
+        merchant_id,
+        challenge_id,
+        customer,
+        program_id,
+        points,
+        group_redemption,
+        group_id,
+        channel,
+        destination_digest,
+        called_number,
+        key_id,
+        code_digest,
+        attempts,
+        unnamed_attempts,
+        state,
+        delivery,
+        sent_at_ms,
+        resend_at_ms,
+        expires_at_ms,
+        confirmed_at_ms,
+    ) = row
     return Challenge(
-        challenge_id=row.challenge_id,
-        purpose=purpose,
-        channel=Channel(row.channel),
-        key_id=row.key_id,
-        destination_digest=row.destination_digest,
-        code_digest=row.code_digest,
-        delivery=Delivery(row.delivery),
-        sent_at_ms=row.sent_at_ms,
-        resend_at_ms=row.resend_at_ms,
-        expires_at_ms=row.expires_at_ms,
-        attempts=row.attempts,
-        unnamed_attempts=row.unnamed_attempts,
-        called_number=row.called_number,
-        confirmed_at_ms=row.confirmed_at_ms,
-        state=ChallengeState(row.state),
+        challenge_id=challenge_id,
+        purpose=Purpose(merchant_id, customer, program_id, points, group_redemption, group_id),
+        channel=Channel(channel),
+        key_id=key_id,
+        destination_digest=destination_digest,
+        code_digest=code_digest,
+        delivery=Delivery(delivery),
+        sent_at_ms=sent_at_ms,
+        resend_at_ms=resend_at_ms,
+        expires_at_ms=expires_at_ms,
+        attempts=attempts,
+        unnamed_attempts=unnamed_attempts,
+        called_number=called_number,
+        confirmed_at_ms=confirmed_at_ms,
+        state=ChallengeState(state),
     )
 
 

@@ -3,6 +3,7 @@
 Source: docs/reference/validation-codes.md#send-limits; docs/reference/validation-codes.md#attempt-limits
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -42,14 +43,18 @@ class SlidingWindowCounter(NamedTuple):
 
     def allowed_at_ms(self, limits: Iterable[Limit], now_ms: int) -> int:
         """Return the earliest time at which one more event is within all limits."""
-        return max((self._allowed_at_ms(limit, now_ms) for limit in limits), default=now_ms)
+        if not self.counts:
+            return now_ms
+        return max([self._allowed_at_ms(limit, now_ms) for limit in limits], default=now_ms)
 
     def add(self, now_ms: int, *, window_ms: int = LONGEST_WINDOW_MS, grain_ms: int = 1) -> "SlidingWindowCounter":
         """Return a copy with one more event, dropping events outside the longest window."""
         at_ms = -(-now_ms // grain_ms) * grain_ms
-        counts = {at: count for at, count in self.counts if at > now_ms - window_ms}
-        counts[at_ms] = counts.get(at_ms, 0) + 1
-        return self._replace(counts=tuple(sorted(counts.items())))
+        start = bisect_right(self.counts, now_ms - window_ms, key=_time_of)
+        index = bisect_left(self.counts, at_ms, key=_time_of)
+        is_known = index < len(self.counts) and self.counts[index][0] == at_ms
+        changed = (at_ms, self.counts[index][1] + 1 if is_known else 1)
+        return self._replace(counts=(*self.counts[start:index], changed, *self.counts[index + is_known :]))
 
     def remove(self, at_ms: int, *, grain_ms: int = 1) -> "SlidingWindowCounter":
         """Return a copy without one event of a time."""
@@ -58,11 +63,15 @@ class SlidingWindowCounter(NamedTuple):
         return self._replace(counts=tuple((at, count) for at, count in counts.items() if count))
 
     def _allowed_at_ms(self, limit: Limit, now_ms: int) -> int:
-        inside = [(at_ms, count) for at_ms, count in self.counts if at_ms > now_ms - limit.window_ms]
-        excess = sum(count for _, count in inside) - limit.count_max + 1
+        inside = self.counts[bisect_right(self.counts, now_ms - limit.window_ms, key=_time_of) :]
+        excess = sum([count for _, count in inside]) - limit.count_max + 1
         for at_ms, count in inside:
             if excess <= 0:
                 break
             excess -= count
             now_ms = at_ms + limit.window_ms
         return now_ms
+
+
+def _time_of(item: tuple[int, int]) -> int:
+    return item[0]

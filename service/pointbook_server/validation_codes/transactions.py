@@ -3,6 +3,7 @@
 Each locks live challenges by customer first, then counters by name.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from hashlib import sha256
@@ -225,14 +226,17 @@ async def _write_counters(connection: Connection, merchant_id: str, state: Locke
 
 async def _insert_audit(connection: Connection, merchant_id: str, records: Iterable[AuditRecord], now_ms: int) -> None:
     """Write records of the audit; a repetition in a period only increments a count."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, tuple[Any, ...]] = {}
+    counts: Counter[str] = Counter()
     for record in records:
         audit_id, repeat_key = time_ordered_id(), _repeat_key(record)
-        row = {"audit_id": audit_id, "repeat_key": repeat_key, "event_count": 0, **record._asdict()}
-        rows.setdefault(f"{record.customer} {repeat_key}" if repeat_key else audit_id, row)["event_count"] += 1
+        key = f"{record.customer} {repeat_key}" if repeat_key else audit_id
+        rows.setdefault(key, (audit_id, *record.columns, repeat_key))
+        counts[key] += 1
     if rows:
-        columns = {name: [row[name] for row in rows.values()] for name in queries.AUDIT_COLUMNS}
-        await connection.execute(queries.INSERT_AUDIT, {"merchant_id": merchant_id, "now_ms": now_ms, **columns})
+        columns = zip(*((*row, counts[key]) for key, row in rows.items()), strict=True)
+        params = dict(zip(queries.AUDIT_COLUMNS, map(list, columns), strict=True))
+        await connection.execute(queries.INSERT_AUDIT, {"merchant_id": merchant_id, "now_ms": now_ms, **params})
 
 
 def _repeat_key(record: AuditRecord) -> str:
