@@ -12,6 +12,7 @@ REVOKE_TOKEN = Statement(
     update(api_tokens)
     .where(api_tokens.c.token_id == bindparam("token"), api_tokens.c.revoked_at_ms.is_(None))
     .values(revoked_at_ms=bindparam("now"))
+    .returning(api_tokens.c.token_id)
 )
 LOCK_TOKEN = Statement(select(api_tokens).where(api_tokens.c.token_id == bindparam("token")).with_for_update())
 ROTATE_TOKEN = Statement(

@@ -128,7 +128,7 @@ INSERT_CUSTOMER = _statement("""
     INSERT INTO customers
         (customer_id, merchant_id, language, fraud_blocked, revision, created_at_ms, updated_at_ms)
     VALUES (:customer_id, :merchant_id, :language, :fraud_blocked, 1, :now_ms, :now_ms)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING 1
 """)
 UPDATE_CUSTOMER = _statement("""
     UPDATE customers SET
@@ -281,7 +281,7 @@ INSERT_UPDATE = _statement("""
     VALUES (
         :event_id, :merchant_id, :store_id, :buyer_id, :content_digest, :updated_at_ms, CAST(:is_deletion AS boolean)
     )
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING 1
 """)
 READ_CONTRADICTION = _statement("""
     SELECT event_id FROM customer_updates
@@ -395,7 +395,7 @@ READ_CONFLICTING_GROUPS = _statement("""
 INSERT_GROUP = _statement("""
     INSERT INTO user_groups (group_id, merchant_id, external_id, primary_customer_id, revision, updated_at_ms)
     VALUES (:group_id, :merchant_id, :external_id, :primary_customer_id, :revision, :now_ms)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING 1
 """)
 DELETE_GROUP = _statement("DELETE FROM user_groups WHERE group_id = :group_id AND merchant_id = :merchant_id")
 INSERT_MEMBERS = _statement("""

@@ -124,11 +124,16 @@ class Connection:
         async for row in rows:
             yield row
 
-    async def execute(self, statement: Statement, values: Mapping[str, Any] | None = None) -> int:
-        """Run a statement, and return how many rows it wrote."""
-        status: str = await self._driver.execute(statement.sql, *statement.arguments(values or {}))
-        count = status.rpartition(" ")[2]
-        return int(count) if count.isdigit() else 0
+    async def execute(self, statement: Statement, values: Mapping[str, Any] | None = None) -> None:
+        """Run a statement without reading a result."""
+        await self._driver.execute(statement.sql, *statement.arguments(values or {}))
+
+    async def count_written(self, statement: Statement, values: Mapping[str, Any] | None = None) -> int:
+        """Run a statement that returns each row it writes, and return their number.
+
+        The command tag is not read: for INSERT ... SELECT ... ON CONFLICT, Citus counts the rows selected.
+        """
+        return len(await self.fetch(statement, values))
 
 
 LIFT_TIME_LIMIT = Statement(text("SET LOCAL statement_timeout = 0"))

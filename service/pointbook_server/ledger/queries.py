@@ -291,6 +291,7 @@ RECORD_SETTLEMENT = _statement("""
     UPDATE points_entries SET settled_redemption_id = :redemption_id
     WHERE event_id = :event_id AND merchant_id = :merchant_id AND voided_at_ms IS NULL
         AND coalesce(settled_redemption_id, '') = :settled_redemption_id
+    RETURNING 1
 """)
 DELETE_CHECKPOINTS = _statement(f"""
     DELETE FROM points_checkpoints AS c USING {_unnest({**KEY_COLUMNS, "after_ms": "bigint"})}

@@ -15,15 +15,30 @@ from sqlalchemy import (
     literal,
     select,
     union_all,
+    update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.db.database import Row, Statement
 from pointbook_server.db.tables import benefits, customer_buyers, points_accounts, programs, store_erasures, stores
 from pointbook_server.programs.model import Channel, Criteria, PhoneNumberType, Program, Store, ValidationSettings
 
+STORE_KEY = {"store_id", "merchant_id"}
+PROGRAM_KEY = {"merchant_id", "program_id"}
 IS_STORE = and_(stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant"))
 IS_PROGRAM = and_(programs.c.merchant_id == bindparam("merchant"), programs.c.program_id == bindparam("program"))
+# Keys are not among the values that an update writes: Citus refuses to change them.
+INSERT_STORE = Statement(
+    insert(stores)
+    .values({column.name: bindparam(column.name) for column in stores.c})
+    .on_conflict_do_nothing()
+    .returning(stores.c.store_id)
+)
+UPDATE_STORE = Statement(
+    update(stores)
+    .where(IS_STORE)
+    .values({column.name: bindparam(column.name) for column in stores.c if column.name not in STORE_KEY})
+)
 LOCK_STORE = Statement(select(stores).where(IS_STORE).with_for_update())
 READ_STORE = Statement(select(stores).where(IS_STORE))
 READ_STORE_OWNER = Statement(select(stores.c.merchant_id).where(stores.c.store_id == bindparam("store")))
@@ -58,6 +73,17 @@ READ_USES = Statement(
     ).limit(1)
 )
 DELETE_STORE = Statement(delete(stores).where(IS_STORE))
+INSERT_PROGRAM = Statement(
+    insert(programs)
+    .values({column.name: bindparam(column.name) for column in programs.c})
+    .on_conflict_do_nothing()
+    .returning(programs.c.program_id)
+)
+UPDATE_PROGRAM = Statement(
+    update(programs)
+    .where(IS_PROGRAM)
+    .values({column.name: bindparam(column.name) for column in programs.c if column.name not in PROGRAM_KEY})
+)
 READ_PROGRAM = Statement(select(programs).where(IS_PROGRAM))
 READ_PROGRAMS = Statement(
     select(programs).where(
