@@ -66,7 +66,7 @@ def _statement(sql: str) -> Statement:
 def _arrays(table: Any, *columns: Any) -> ScalarSelect[Any]:
     """Return a subquery that aggregates a customer's rows of a table as a JSON array."""
     aggregated = func.coalesce(func.json_agg(func.json_build_array(*columns)), EMPTY_ARRAY)
-    is_of_customer = and_(table.c.customer_id == CUSTOMER.customer_id, table.c.merchant_id == CUSTOMER.merchant_id)
+    is_of_customer = and_(table.c.customer_id == CUSTOMER.customer_id, table.c.merchant_id == MERCHANT)
     return select(aggregated).where(is_of_customer).correlate(customers).scalar_subquery()
 
 
@@ -308,28 +308,30 @@ READ_TOMBSTONE = _statement("""
         (SELECT max(begun_at_ms) FROM store_erasures WHERE store_id = :store_id AND merchant_id = :merchant_id)
     ) AS redacted_at_ms
 """)
-# A redacted customer still owns their buyers, which are then not personal data.
+# A redacted customer still owns their buyers, which are then not personal data. OFFSET makes every plan look up each
+# buyer by itself.
 HAS_PERSONAL_DATA = """
     b.store_id = :store_id AND b.merchant_id = :merchant_id AND b.buyer_id > :after AND (
         b.customer_id IS NULL OR b.mobile_as_of IS NOT NULL OR b.email_as_of IS NOT NULL
         OR EXISTS (
             SELECT FROM customer_updates AS u
-            WHERE u.buyer_id = b.buyer_id AND u.store_id = b.store_id AND u.merchant_id = b.merchant_id
+            WHERE u.buyer_id = b.buyer_id AND u.store_id = b.store_id AND u.merchant_id = :merchant_id OFFSET 0
         )
         OR EXISTS (
             SELECT FROM customer_identifiers AS i
-            WHERE i.customer_id = b.customer_id AND i.merchant_id = b.merchant_id
+            WHERE i.customer_id = b.customer_id AND i.merchant_id = :merchant_id OFFSET 0
         )
         OR EXISTS (
-            SELECT FROM customer_claims AS c WHERE c.customer_id = b.customer_id AND c.merchant_id = b.merchant_id
+            SELECT FROM customer_claims AS c
+            WHERE c.customer_id = b.customer_id AND c.merchant_id = :merchant_id OFFSET 0
         )
         OR EXISTS (
             SELECT FROM customer_buyers AS other WHERE other.customer_id = b.customer_id
-                AND other.merchant_id = b.merchant_id AND other.store_id <> b.store_id
+                AND other.merchant_id = :merchant_id AND other.store_id <> b.store_id OFFSET 0
         )
         OR EXISTS (
             SELECT FROM customers AS c
-            WHERE c.customer_id = b.customer_id AND c.merchant_id = b.merchant_id AND c.language <> ''
+            WHERE c.customer_id = b.customer_id AND c.merchant_id = :merchant_id AND c.language <> '' OFFSET 0
         )
     )
 """
@@ -362,7 +364,7 @@ def _find_group(condition: ColumnElement[bool]) -> Statement:
             )
         )
         .select_from(user_group_members.join(customers))
-        .where(MEMBER.group_id == GROUP.group_id, MEMBER.merchant_id == GROUP.merchant_id)
+        .where(MEMBER.group_id == GROUP.group_id, MEMBER.merchant_id == MERCHANT, CUSTOMER.merchant_id == MERCHANT)
         .correlate(user_groups)
         .scalar_subquery()
     )
