@@ -50,6 +50,8 @@ PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"
 A plan may be made while a table is empty and must be right for a full one. So each of these statements uses an index
 for every table, and its joins are written so that the planner has only one order.
 """
+CITUS_PLANS = "SELECT set_config('plan_cache_mode', 'auto', false) FROM pg_extension WHERE extname = 'citus'"
+"""On Citus, leave the choice to PostgreSQL: a generic plan cannot find the shard of most statements."""
 PLANNED_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 BEGIN = f"BEGIN; {PLANNED_EACH_TIME}"
 BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {PLANNED_EACH_TIME}"
@@ -145,7 +147,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int) -> None:
         connect = partial(
-            _connect,
+            _connect_for_calls,
             url,
             record_class=Row,
             timeout=CONNECT_TIMEOUT_SECONDS,
@@ -343,6 +345,17 @@ async def _connect(*arguments: Any, **options: Any) -> Any:
             raise
         # Not caused by a statement, even if the SQLSTATE suggests it.
         raise LoginRefusedError(error) from error
+
+
+async def _connect_for_calls(*arguments: Any, **options: Any) -> Any:
+    """Connect to the database, with settings that depend on whether it runs on Citus."""
+    driver = await _connect(*arguments, **options)
+    try:
+        await driver.execute(CITUS_PLANS)
+    except BaseException:
+        driver.terminate()
+        raise
+    return driver
 
 
 def create_engine(url: str) -> AsyncEngine:
