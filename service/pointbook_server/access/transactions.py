@@ -64,9 +64,10 @@ class TokenTransactions:
 
         A token's time is written at most once in LAST_USED_INTERVAL_MS.
         """
+        token_ids = sorted(used_at_ms)
         params = {
-            "token_ids": list(used_at_ms),
-            "times": list(used_at_ms.values()),
+            "token_ids": token_ids,
+            "times": [used_at_ms[token_id] for token_id in token_ids],
             "gap_ms": LAST_USED_INTERVAL_MS,
         }
         async with self._database.autocommit() as connection:
