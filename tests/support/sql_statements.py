@@ -8,7 +8,7 @@ from typing import Any
 from pglast import ast, parse_sql
 
 import pointbook_server
-from pointbook_server.db.citus import DISTRIBUTED_TABLES
+from pointbook_server.db.citus import DISTRIBUTED_TABLES, REFERENCE_TABLES
 from pointbook_server.db.database import Statement
 
 KEY = "merchant_id"
@@ -41,6 +41,8 @@ def citus_problems(sql: str) -> list[str]:
     if isinstance(query, QUERIES):
         check.visit(query, frozenset())
     problems = check.problems
+    if check.shares_reference_table and not check.params:
+        problems.append("shared locks of a reference table deadlock without a distributed table")
     if len(check.params) > 1:
         problems.append(f"several parameters are the merchant: {sorted(check.params)}")
     return problems
@@ -72,6 +74,7 @@ class _Check:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.params: set[int] = set()
+        self.shares_reference_table = False
 
     def visit(self, query: Any, ctes: frozenset[str]) -> None:
         """Check a query and its subqueries, which can read some common table expressions."""
@@ -95,6 +98,9 @@ class _Check:
             conditions = list(_conditions(query))
             for table in tables:
                 self._check_table(table, conditions, is_alone=len(tables) == 1)
+        for clause in getattr(query, "lockingClause", None) or ():
+            is_shared = clause.strength.name in {"LCS_FORSHARE", "LCS_FORKEYSHARE"}
+            self.shares_reference_table |= is_shared and any(t.relname in REFERENCE_TABLES for t in _tables(query))
         for target in _assigned(query):
             if target.name == KEY:
                 self.problems.append(f"{KEY} is updated")

@@ -204,6 +204,10 @@ def test_migrations_add_constraints_alone() -> None:
             "revision gets an element of an array, which crashes Citus",
         ),
         (
+            "SELECT store_id FROM stores WHERE store_id = $1 FOR KEY SHARE",
+            "shared locks of a reference table deadlock without a distributed table",
+        ),
+        (
             "WITH locked AS (SELECT FROM customers WHERE merchant_id = $1 FOR UPDATE) SELECT count(*) FROM locked",
             "the common table expression locked has no columns",
         ),

@@ -241,9 +241,12 @@ INSERT_AUDIT = _statement("""
 """)
 
 READ_STORE_OWNER = _statement("SELECT merchant_id FROM stores WHERE store_id = :store_id")
+# On Citus, shared locks of a reference table wait for each other, unless the statement also reads a distributed table.
+# The condition on the usage always holds.
 _OWN_STORES = """
     SELECT store_id FROM stores
     WHERE store_id = ANY(CAST(:store_ids AS text[])) AND merchant_id = :merchant_id
+        AND (SELECT count(*) FROM quarantine_usage WHERE merchant_id = :merchant_id) >= 0
 """
 # Other merchants' stores are not locked: waiting would reveal that they exist, and delay their owner.
 LOCK_STORE_KEYS = _statement(f"{_OWN_STORES} FOR KEY SHARE")

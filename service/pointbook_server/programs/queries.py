@@ -6,12 +6,14 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Text,
     and_,
     any_,
     bindparam,
     delete,
     exists,
+    func,
     literal,
     select,
     union_all,
@@ -20,7 +22,15 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.db.database import Row, Statement
-from pointbook_server.db.tables import benefits, customer_buyers, points_accounts, programs, store_erasures, stores
+from pointbook_server.db.tables import (
+    benefits,
+    customer_buyers,
+    points_accounts,
+    programs,
+    quarantine_usage,
+    store_erasures,
+    stores,
+)
 from pointbook_server.programs.model import Channel, Criteria, PhoneNumberType, Program, Store, ValidationSettings
 
 STORE_KEY = {"store_id", "merchant_id"}
@@ -48,13 +58,18 @@ LIST_STORES = Statement(
     .order_by(stores.c.store_id)
     .limit(bindparam("limit"))
 )
+MERCHANT: BindParameter[Any] = bindparam("merchant")
 _OWN_STORES = select(stores.c.store_id).where(
-    stores.c.merchant_id == bindparam("merchant"),
+    stores.c.merchant_id == MERCHANT,
     stores.c.store_id == any_(bindparam("stores", type_=ARRAY(Text))),
 )
 READ_OWN_STORES = Statement(_OWN_STORES)
-# The lock prevents the release of stores that this transaction refers to, until it commits.
-SHARE_STORES = Statement(_OWN_STORES.with_for_update(read=True, key_share=True))
+# The lock prevents the release of stores that this transaction refers to, until it commits. On Citus, shared locks of a
+# reference table wait for each other, unless the statement also reads a distributed table. The condition always holds.
+_USAGE_ROWS = select(func.count()).select_from(quarantine_usage).where(quarantine_usage.c.merchant_id == MERCHANT)
+SHARE_STORES = Statement(
+    _OWN_STORES.where(_USAGE_ROWS.scalar_subquery() >= 0).with_for_update(read=True, key_share=True)
+)
 # Accounts have no index by store, so this reads all of the merchant's accounts if nothing else uses the store.
 READ_USES = Statement(
     union_all(
