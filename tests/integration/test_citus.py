@@ -1,4 +1,4 @@
-"""Citus: the settings of connections, and the checks before tables are distributed.
+"""Citus: connections, and the checks before tables are distributed.
 
 The first tests pretend that a database has Citus. The last ones run on a cluster: TEST_CITUS_URL leads to a database on
 its coordinator, which is empty, or was used by these tests before.
