@@ -108,7 +108,7 @@ class Services:
             batch_max=UPDATES_IN_BATCH_MAX,
             waiting_max=UPDATES_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_BATCHES_MAX,
-            send_together=ledger.apply_merchants,
+            send_together=self._ledger.apply_merchants,
         )
         self.codes = ValidationCodes(
             challenges,

@@ -23,11 +23,11 @@ TOLERANCES = (0.75, 1.1)
 """How far a cost may be from its figure: functions differ between versions of Python and libraries."""
 
 COSTS = {
-    "PointsService/ApplyPointsUpdate": Cost(2, 1_150),
-    "PointsService/BatchApplyPointsUpdates": Cost(2, 300),
-    "PointsService/GetPointsAccount": Cost(1, 520),
+    "PointsService/ApplyPointsUpdate": Cost(2, 850),
+    "PointsService/BatchApplyPointsUpdates": Cost(2, 215),
+    "PointsService/GetPointsAccount": Cost(1, 540),
     "RedemptionService/ValidateRedemption": Cost(3, 920),
-    "RedemptionService/IssueValidationCode": Cost(15, 4_060),
+    "RedemptionService/IssueValidationCode": Cost(15, 3_970),
     "RedemptionService/RedeemPoints": Cost(11, 2_750),
 }
 """The figures of a call to an idle server on Python 3.11, for a batch per update."""

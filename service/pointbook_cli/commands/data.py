@@ -9,21 +9,41 @@ import typer
 
 from pointbook_cli.command_line import fail, load_client_settings, load_server_settings, run_until_stopped
 from pointbook_cli.commands.options import ServerOption
+from pointbook_cli.terminal import count_of
 
 app = typer.Typer()
 
 
 @app.command()
-def migrate() -> None:
+def migrate(
+    on_citus: Annotated[
+        bool,
+        typer.Option(
+            "--citus",
+            help="Also distribute the tables over the nodes of a Citus cluster, including their rows. After the first "
+            "time, every upgrade needs this option.",
+        ),
+    ] = False,
+) -> None:
     """Migrate the database to the newest revision."""
+    from pointbook_server.db.citus import CitusError
+    from pointbook_server.db.migrations import check_cluster, distribute
     from pointbook_server.db.migrations import migrate as run_migrations
 
     _, url = load_server_settings()
-    before, after = asyncio.run(run_migrations(url))
-    if before == after:
-        typer.echo(f"The database is already at revision {after}.")
-    else:
-        typer.echo(f"The database was migrated from revision {before or 'nothing'} to {after}.")
+    try:
+        if on_citus:
+            asyncio.run(check_cluster(url))
+        before, after = asyncio.run(run_migrations(url, on_citus=on_citus))
+        if before == after:
+            typer.echo(f"The database is already at revision {after}.")
+        else:
+            typer.echo(f"The database was migrated from revision {before or 'nothing'} to {after}.")
+        if on_citus:
+            names = asyncio.run(distribute(url))
+            typer.echo(f"{count_of(len(names), 'table was', 'tables were')} distributed: {', '.join(names) or 'none'}.")
+    except CitusError as error:
+        fail(str(error))
 
 
 @app.command("import")

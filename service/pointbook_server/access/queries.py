@@ -12,6 +12,7 @@ REVOKE_TOKEN = Statement(
     update(api_tokens)
     .where(api_tokens.c.token_id == bindparam("token"), api_tokens.c.revoked_at_ms.is_(None))
     .values(revoked_at_ms=bindparam("now"))
+    .returning(api_tokens.c.token_id)
 )
 LOCK_TOKEN = Statement(select(api_tokens).where(api_tokens.c.token_id == bindparam("token")).with_for_update())
 ROTATE_TOKEN = Statement(
@@ -19,14 +20,18 @@ ROTATE_TOKEN = Statement(
     .where(api_tokens.c.token_id == bindparam("token"))
     .values(expires_at_ms=bindparam("expires"), rotated_to=bindparam("new_token"))
 )
-_USED_AT_MS = "(CAST(:times AS bigint[]))[array_position(CAST(:token_ids AS text[]), token_id)]"
+_USED_TOKENS = "unnest(CAST(:token_ids AS text[]), CAST(:times AS bigint[])) AS v (token_id, used_at_ms)"
 # Several servers use the same token: a server neither repeats a write of the last minute nor waits for another one's.
+# The order of the parameters is the order of locking.
 WRITE_LAST_USED = Statement(
     text(f"""
-    UPDATE api_tokens SET last_used_at_ms = {_USED_AT_MS} WHERE token_id = ANY(ARRAY(
-        SELECT token_id FROM api_tokens
-        WHERE token_id = ANY(CAST(:token_ids AS text[])) AND coalesce(last_used_at_ms, 0) + :gap_ms <= {_USED_AT_MS}
-        ORDER BY token_id FOR UPDATE SKIP LOCKED
+    UPDATE api_tokens AS t SET last_used_at_ms = v.used_at_ms FROM {_USED_TOKENS}
+    WHERE t.token_id = v.token_id AND t.token_id = ANY(ARRAY(
+        SELECT a.token_id FROM {_USED_TOKENS} CROSS JOIN LATERAL (
+            SELECT token_id FROM api_tokens
+            WHERE token_id = v.token_id AND coalesce(last_used_at_ms, 0) + :gap_ms <= v.used_at_ms
+            FOR UPDATE SKIP LOCKED
+        ) AS a
     ))
 """)
 )

@@ -36,7 +36,7 @@ class TokenTransactions:
     async def revoke(self, token_id: str, now_ms: int) -> bool:
         """Revoke a token for good; return False if there is nothing to revoke."""
         async with self._database.autocommit() as connection:
-            return await connection.execute(queries.REVOKE_TOKEN, {"token": token_id, "now": now_ms}) == 1
+            return await connection.count_written(queries.REVOKE_TOKEN, {"token": token_id, "now": now_ms}) == 1
 
     async def rotate(self, token_id: str, now_ms: int, overlap_ms: int) -> tuple[Token, Token, str]:
         """Replace a token, and return the old one, the new one, and its bearer string.
@@ -64,9 +64,10 @@ class TokenTransactions:
 
         A token's time is written at most once in LAST_USED_INTERVAL_MS.
         """
+        token_ids = sorted(used_at_ms)
         params = {
-            "token_ids": list(used_at_ms),
-            "times": list(used_at_ms.values()),
+            "token_ids": token_ids,
+            "times": [used_at_ms[token_id] for token_id in token_ids],
             "gap_ms": LAST_USED_INTERVAL_MS,
         }
         async with self._database.autocommit() as connection:

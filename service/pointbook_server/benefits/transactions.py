@@ -4,10 +4,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from sqlalchemy import Table, update
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.sql.elements import ColumnElement
-
 from pointbook_server.benefits import queries
 from pointbook_server.benefits.model import (
     Benefit,
@@ -18,7 +14,6 @@ from pointbook_server.benefits.model import (
 )
 from pointbook_server.db.database import Connection, Database, Row, Statement
 from pointbook_server.db.errors import RetryTransactionError
-from pointbook_server.db.tables import benefits, custom_privileges
 from pointbook_server.errors import first_revision, next_revision, store_not_found
 from pointbook_server.programs.model import Program, program_not_found
 
@@ -61,7 +56,10 @@ class BenefitTransactions:
             row = await connection.fetch_one(queries.LOCK_BENEFIT, params)
             revision = _revision_after(row, expected_revision)
             values = {**queries.benefit_columns(benefit), "revision": revision, "updated_at_ms": now_ms}
-            await _write(connection, benefits, queries.IS_BENEFIT, params, values, is_new=row is None)
+            if row is None:
+                await _insert(connection, queries.INSERT_BENEFIT, values)
+            else:
+                await connection.execute(queries.UPDATE_BENEFIT, params | values)
             return revision
 
         return await self._database.transaction(work)
@@ -118,7 +116,10 @@ class BenefitTransactions:
             row = await connection.fetch_one(queries.LOCK_PRIVILEGE, params)
             revision = _revision_after(row, expected_revision)
             values = {**asdict(privilege), "revision": revision, "updated_at_ms": now_ms}
-            await _write(connection, custom_privileges, queries.IS_PRIVILEGE, params, values, is_new=row is None)
+            if row is None:
+                await _insert(connection, queries.INSERT_PRIVILEGE, values)
+            else:
+                await connection.execute(queries.UPDATE_PRIVILEGE, params | values)
             return revision
 
         return await self._database.transaction(work)
@@ -190,17 +191,10 @@ def _revision_after(row: Row | None, expected_revision: int | None) -> int:
     return first_revision() if row is None else revision
 
 
-async def _write(
-    connection: Connection,
-    table: Table,
-    is_row: ColumnElement[bool],
-    params: dict[str, str],
-    values: dict[str, Any],
-    *,
-    is_new: bool,
-) -> None:
-    """Update a locked row, or insert a new one."""
-    if not is_new:
-        await connection.execute(Statement(update(table).where(is_row).values(values)), params)
-    elif not await connection.execute(Statement(insert(table).values(values).on_conflict_do_nothing())):
-        raise RetryTransactionError  # Another call has just inserted the row: replace it.
+async def _insert(connection: Connection, statement: Statement, values: dict[str, Any]) -> None:
+    """Insert a row.
+
+    If another call has just inserted it, the transaction runs again and replaces it.
+    """
+    if not await connection.count_written(statement, values):
+        raise RetryTransactionError

@@ -127,7 +127,7 @@ class CustomerRepository:
         If another call has just inserted them, the transaction runs again.
         """
         values = {"language": customer.language, "fraud_blocked": customer.fraud_blocked, "now_ms": now_ms}
-        if not await self._execute(queries.INSERT_CUSTOMER, {"customer_id": customer.customer_id, **values}):
+        if not await self._count_written(queries.INSERT_CUSTOMER, {"customer_id": customer.customer_id, **values}):
             raise RetryTransactionError
 
     async def update(self, customer: Customer, now_ms: int) -> None:
@@ -283,7 +283,7 @@ class CustomerRepository:
             "is_deletion": update.is_deletion,
             **update.buyer._asdict(),
         }
-        if not await self._execute(queries.INSERT_UPDATE, values):
+        if not await self._count_written(queries.INSERT_UPDATE, values):
             raise RetryTransactionError
 
     async def has_contradiction(self, update: CustomerUpdate) -> bool:
@@ -372,7 +372,7 @@ class CustomerRepository:
             "revision": group.revision,
             "now_ms": now_ms,
         }
-        if not await self._execute(queries.INSERT_GROUP, values):
+        if not await self._count_written(queries.INSERT_GROUP, values):
             raise RetryTransactionError
         await self._clear_other_defaults(group, now_ms)
         columns = {
@@ -403,8 +403,11 @@ class CustomerRepository:
     async def _fetch_one(self, statement: Statement, values: dict[str, Any]) -> Row | None:
         return await self._connection.fetch_one(statement, self._params(values))
 
-    async def _execute(self, statement: Statement, values: dict[str, Any]) -> int:
-        return await self._connection.execute(statement, self._params(values))
+    async def _execute(self, statement: Statement, values: dict[str, Any]) -> None:
+        await self._connection.execute(statement, self._params(values))
+
+    async def _count_written(self, statement: Statement, values: dict[str, Any]) -> int:
+        return await self._connection.count_written(statement, self._params(values))
 
     async def _find(self, statement: Statement, values: dict[str, Any]) -> Customer | None:
         row = await self._fetch_one(statement, values)

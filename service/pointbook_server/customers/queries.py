@@ -66,7 +66,7 @@ def _statement(sql: str) -> Statement:
 def _arrays(table: Any, *columns: Any) -> ScalarSelect[Any]:
     """Return a subquery that aggregates a customer's rows of a table as a JSON array."""
     aggregated = func.coalesce(func.json_agg(func.json_build_array(*columns)), EMPTY_ARRAY)
-    is_of_customer = and_(table.c.customer_id == CUSTOMER.customer_id, table.c.merchant_id == CUSTOMER.merchant_id)
+    is_of_customer = and_(table.c.customer_id == CUSTOMER.customer_id, table.c.merchant_id == MERCHANT)
     return select(aggregated).where(is_of_customer).correlate(customers).scalar_subquery()
 
 
@@ -128,7 +128,7 @@ INSERT_CUSTOMER = _statement("""
     INSERT INTO customers
         (customer_id, merchant_id, language, fraud_blocked, revision, created_at_ms, updated_at_ms)
     VALUES (:customer_id, :merchant_id, :language, :fraud_blocked, 1, :now_ms, :now_ms)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING 1
 """)
 UPDATE_CUSTOMER = _statement("""
     UPDATE customers SET
@@ -241,9 +241,12 @@ INSERT_AUDIT = _statement("""
 """)
 
 READ_STORE_OWNER = _statement("SELECT merchant_id FROM stores WHERE store_id = :store_id")
+# On Citus, shared locks of a reference table wait for each other, unless the statement also reads a distributed table.
+# The condition on the usage always holds.
 _OWN_STORES = """
     SELECT store_id FROM stores
     WHERE store_id = ANY(CAST(:store_ids AS text[])) AND merchant_id = :merchant_id
+        AND (SELECT count(*) FROM quarantine_usage WHERE merchant_id = :merchant_id) >= 0
 """
 # Other merchants' stores are not locked: waiting would reveal that they exist, and delay their owner.
 LOCK_STORE_KEYS = _statement(f"{_OWN_STORES} FOR KEY SHARE")
@@ -281,7 +284,7 @@ INSERT_UPDATE = _statement("""
     VALUES (
         :event_id, :merchant_id, :store_id, :buyer_id, :content_digest, :updated_at_ms, CAST(:is_deletion AS boolean)
     )
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING 1
 """)
 READ_CONTRADICTION = _statement("""
     SELECT event_id FROM customer_updates
@@ -308,28 +311,30 @@ READ_TOMBSTONE = _statement("""
         (SELECT max(begun_at_ms) FROM store_erasures WHERE store_id = :store_id AND merchant_id = :merchant_id)
     ) AS redacted_at_ms
 """)
-# A redacted customer still owns their buyers, which are then not personal data.
+# A redacted customer still owns their buyers, which are then not personal data. OFFSET makes every plan look up each
+# buyer by itself.
 HAS_PERSONAL_DATA = """
     b.store_id = :store_id AND b.merchant_id = :merchant_id AND b.buyer_id > :after AND (
         b.customer_id IS NULL OR b.mobile_as_of IS NOT NULL OR b.email_as_of IS NOT NULL
         OR EXISTS (
             SELECT FROM customer_updates AS u
-            WHERE u.buyer_id = b.buyer_id AND u.store_id = b.store_id AND u.merchant_id = b.merchant_id
+            WHERE u.buyer_id = b.buyer_id AND u.store_id = b.store_id AND u.merchant_id = :merchant_id OFFSET 0
         )
         OR EXISTS (
             SELECT FROM customer_identifiers AS i
-            WHERE i.customer_id = b.customer_id AND i.merchant_id = b.merchant_id
+            WHERE i.customer_id = b.customer_id AND i.merchant_id = :merchant_id OFFSET 0
         )
         OR EXISTS (
-            SELECT FROM customer_claims AS c WHERE c.customer_id = b.customer_id AND c.merchant_id = b.merchant_id
+            SELECT FROM customer_claims AS c
+            WHERE c.customer_id = b.customer_id AND c.merchant_id = :merchant_id OFFSET 0
         )
         OR EXISTS (
             SELECT FROM customer_buyers AS other WHERE other.customer_id = b.customer_id
-                AND other.merchant_id = b.merchant_id AND other.store_id <> b.store_id
+                AND other.merchant_id = :merchant_id AND other.store_id <> b.store_id OFFSET 0
         )
         OR EXISTS (
             SELECT FROM customers AS c
-            WHERE c.customer_id = b.customer_id AND c.merchant_id = b.merchant_id AND c.language <> ''
+            WHERE c.customer_id = b.customer_id AND c.merchant_id = :merchant_id AND c.language <> '' OFFSET 0
         )
     )
 """
@@ -362,7 +367,7 @@ def _find_group(condition: ColumnElement[bool]) -> Statement:
             )
         )
         .select_from(user_group_members.join(customers))
-        .where(MEMBER.group_id == GROUP.group_id, MEMBER.merchant_id == GROUP.merchant_id)
+        .where(MEMBER.group_id == GROUP.group_id, MEMBER.merchant_id == MERCHANT, CUSTOMER.merchant_id == MERCHANT)
         .correlate(user_groups)
         .scalar_subquery()
     )
@@ -395,7 +400,7 @@ READ_CONFLICTING_GROUPS = _statement("""
 INSERT_GROUP = _statement("""
     INSERT INTO user_groups (group_id, merchant_id, external_id, primary_customer_id, revision, updated_at_ms)
     VALUES (:group_id, :merchant_id, :external_id, :primary_customer_id, :revision, :now_ms)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING 1
 """)
 DELETE_GROUP = _statement("DELETE FROM user_groups WHERE group_id = :group_id AND merchant_id = :merchant_id")
 INSERT_MEMBERS = _statement("""

@@ -50,6 +50,8 @@ PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"
 A plan may be made while a table is empty and must be right for a full one. So each of these statements uses an index
 for every table, and its joins are written so that the planner has only one order.
 """
+CITUS_PLANS = "SELECT set_config('plan_cache_mode', 'auto', false) FROM pg_extension WHERE extname = 'citus'"
+"""On Citus, leave the choice to PostgreSQL: a generic plan cannot find the shard of most statements."""
 PLANNED_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 BEGIN = f"BEGIN; {PLANNED_EACH_TIME}"
 BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {PLANNED_EACH_TIME}"
@@ -124,11 +126,16 @@ class Connection:
         async for row in rows:
             yield row
 
-    async def execute(self, statement: Statement, values: Mapping[str, Any] | None = None) -> int:
-        """Run a statement, and return how many rows it wrote."""
-        status: str = await self._driver.execute(statement.sql, *statement.arguments(values or {}))
-        count = status.rpartition(" ")[2]
-        return int(count) if count.isdigit() else 0
+    async def execute(self, statement: Statement, values: Mapping[str, Any] | None = None) -> None:
+        """Run a statement without reading a result."""
+        await self._driver.execute(statement.sql, *statement.arguments(values or {}))
+
+    async def count_written(self, statement: Statement, values: Mapping[str, Any] | None = None) -> int:
+        """Run a statement that returns each row it writes, and return their number.
+
+        The command tag is not read: for INSERT ... SELECT ... ON CONFLICT, Citus counts the rows selected.
+        """
+        return len(await self.fetch(statement, values))
 
 
 LIFT_TIME_LIMIT = Statement(text("SET LOCAL statement_timeout = 0"))
@@ -140,7 +147,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int) -> None:
         connect = partial(
-            _connect,
+            self._open,
             url,
             record_class=Row,
             timeout=CONNECT_TIMEOUT_SECONDS,
@@ -152,8 +159,20 @@ class Database:
         self._health_pool = ConnectionPool(connect, 1)
         self._reserved_pool = ConnectionPool(connect, 1)
         self._outages = OutageLog()
+        self.is_on_citus = False
+        """Whether Citus distributes the tables by merchant; known once a connection is open."""
         self.on_unavailable: Callable[[str], None] = _ignore
         """Called with the SQLSTATE of each DATABASE_UNAVAILABLE, for example of a read-only database."""
+
+    async def _open(self, *arguments: Any, **options: Any) -> Any:
+        """Open a connection, with settings that depend on whether the database runs on Citus."""
+        driver = await _connect(*arguments, **options)
+        try:
+            self.is_on_citus = await driver.fetchval(CITUS_PLANS) is not None
+        except BaseException:
+            driver.terminate()
+            raise
+        return driver
 
     @property
     def connections_in_use(self) -> int:

@@ -1,5 +1,6 @@
 """Errors of the database, and the translation of driver errors into them."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -18,6 +19,8 @@ Our statements divide by zero on purpose, to abort themselves when another trans
 FOREIGN_KEY_SQLSTATE = "23503"
 STORE_KEYS = frozenset({"fk_points_accounts_stores", "fk_store_erasures_stores"})
 """Foreign keys to stores, which can be released at any time: the retry finds that the store is gone."""
+SHARD_SUFFIX = re.compile(r"_\d+$")
+"""What Citus appends to the name of a constraint on each shard."""
 LOCK_TIMEOUT_SQLSTATE = "55P03"
 """The database is too busy. Not retried, because other transactions are waiting for the same lock."""
 READ_ONLY_SQLSTATE = "25006"
@@ -92,7 +95,7 @@ def _raise_translated(cause: Any, on_unavailable: Callable[[BaseException], None
 def _translated(cause: Any) -> Exception:
     """Return our error for a driver error."""
     sqlstate = sqlstate_of(cause)
-    constraint = getattr(cause, "constraint_name", None) or ""
+    constraint = SHARD_SUFFIX.sub("", getattr(cause, "constraint_name", None) or "")
     is_released = sqlstate == FOREIGN_KEY_SQLSTATE and constraint in STORE_KEYS
     # A migration changed the result of a prepared statement; the next attempt prepares it again.
     is_outdated = isinstance(cause, (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError))

@@ -217,7 +217,7 @@ class AccountRepository:
             "redemption_id": redemption_id,
             "settled_redemption_id": settled_redemption_id,
         }
-        if not await self._connection.execute(queries.RECORD_SETTLEMENT, self._params(params)):
+        if not await self._connection.count_written(queries.RECORD_SETTLEMENT, self._params(params)):
             raise RetryTransactionError
 
     async def write(self, entries: Sequence[StoredEntry], changes: Mapping[AccountKey, AccountChange]) -> None:

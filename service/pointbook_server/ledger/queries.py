@@ -6,7 +6,7 @@ locked, and event_ids claimed, in sorted order.
 
 from collections.abc import Iterable
 
-from sqlalchemy import Text, and_, any_, bindparam, literal, select, text, tuple_
+from sqlalchemy import BindParameter, Text, and_, any_, bindparam, literal, select, text, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from pointbook_server.db.database import Statement
@@ -252,7 +252,7 @@ def _write_batch(*, of_one_merchant: bool, with_checkpoints: bool) -> Statement:
     assignments = ", ".join(f"{name} = excluded.{name}" for name in ACCOUNT_COLUMNS if name not in KEY_COLUMNS)
     parts = {
         "locked": f"""
-            SELECT FROM {_rows("points_account_row")} CROSS JOIN LATERAL (
+            SELECT 1 FROM {_rows("points_account_row")} CROSS JOIN LATERAL (
                 SELECT revision FROM points_accounts
                 WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = {merchant_id} {lock}
             ) AS a
@@ -319,6 +319,7 @@ RECORD_SETTLEMENT = _statement("""
     UPDATE points_entries SET settled_redemption_id = :redemption_id
     WHERE event_id = :event_id AND merchant_id = :merchant_id AND voided_at_ms IS NULL
         AND coalesce(settled_redemption_id, '') = :settled_redemption_id
+    RETURNING 1
 """)
 DELETE_CHECKPOINTS = _statement(f"""
     DELETE FROM points_checkpoints AS c USING {_unnest({**KEY_COLUMNS, "after_ms": "bigint"})}
@@ -399,8 +400,9 @@ def list_entries(
     changes when another event of that millisecond arrives late.
     """
     entry = points_entries.c
+    merchant: BindParameter[str] = bindparam("merchant", merchant_id)
     query = select(*(entry[name] for name in ENTRY_COLUMNS)).where(
-        and_(entry.buyer_id == key.buyer_id, entry.store_id == key.store_id, entry.merchant_id == merchant_id),
+        and_(entry.buyer_id == key.buyer_id, entry.store_id == key.store_id, entry.merchant_id == merchant),
         entry.outcome != ApplyOutcome.REFUSED.value,
     )
     if entry_filter.update_type is not None:
@@ -415,7 +417,7 @@ def list_entries(
     if before is not None:
         at_ms, event_id = before
         last = points_entries.alias("last").c
-        ordinal = select(last.ordinal).where(last.event_id == event_id, last.merchant_id == merchant_id)
+        ordinal = select(last.ordinal).where(last.event_id == event_id, last.merchant_id == merchant)
         position = tuple_(literal(at_ms), ordinal.scalar_subquery())
         query = query.where(tuple_(entry.updated_at_ms, entry.ordinal) < position)
     return Statement(query.order_by(entry.updated_at_ms.desc(), entry.ordinal.desc()).limit(limit))

@@ -75,6 +75,8 @@ class LedgerTransactions:
         Merchants that need a transaction of their own are left out: `apply` their events. Raises PointbookError, and
         then writes nothing, if any of the accounts has changed or is locked, and if the database is unavailable.
         """
+        if self._database.is_on_citus:
+            return {}  # The merchants are on different nodes.
         event_batches = [
             EventBatch(merchant_id, batch, self._redemptions, register_stores=self._register_stores)
             for merchant_id, batch in batches.items()

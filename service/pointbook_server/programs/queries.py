@@ -6,24 +6,49 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    BindParameter,
     Text,
     and_,
     any_,
     bindparam,
     delete,
     exists,
+    func,
     literal,
     select,
     union_all,
+    update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 
 from pointbook_server.db.database import Row, Statement
-from pointbook_server.db.tables import benefits, customer_buyers, points_accounts, programs, store_erasures, stores
+from pointbook_server.db.tables import (
+    benefits,
+    customer_buyers,
+    points_accounts,
+    programs,
+    quarantine_usage,
+    store_erasures,
+    stores,
+)
 from pointbook_server.programs.model import Channel, Criteria, PhoneNumberType, Program, Store, ValidationSettings
 
+STORE_KEY = {"store_id", "merchant_id"}
+PROGRAM_KEY = {"merchant_id", "program_id"}
 IS_STORE = and_(stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant"))
 IS_PROGRAM = and_(programs.c.merchant_id == bindparam("merchant"), programs.c.program_id == bindparam("program"))
+# Keys are not among the values that an update writes: Citus refuses to change them.
+INSERT_STORE = Statement(
+    insert(stores)
+    .values({column.name: bindparam(column.name) for column in stores.c})
+    .on_conflict_do_nothing()
+    .returning(stores.c.store_id)
+)
+UPDATE_STORE = Statement(
+    update(stores)
+    .where(IS_STORE)
+    .values({column.name: bindparam(column.name) for column in stores.c if column.name not in STORE_KEY})
+)
 LOCK_STORE = Statement(select(stores).where(IS_STORE).with_for_update())
 READ_STORE = Statement(select(stores).where(IS_STORE))
 READ_STORE_OWNER = Statement(select(stores.c.merchant_id).where(stores.c.store_id == bindparam("store")))
@@ -33,13 +58,18 @@ LIST_STORES = Statement(
     .order_by(stores.c.store_id)
     .limit(bindparam("limit"))
 )
+MERCHANT: BindParameter[Any] = bindparam("merchant")
 _OWN_STORES = select(stores.c.store_id).where(
-    stores.c.merchant_id == bindparam("merchant"),
+    stores.c.merchant_id == MERCHANT,
     stores.c.store_id == any_(bindparam("stores", type_=ARRAY(Text))),
 )
 READ_OWN_STORES = Statement(_OWN_STORES)
-# The lock prevents the release of stores that this transaction refers to, until it commits.
-SHARE_STORES = Statement(_OWN_STORES.with_for_update(read=True, key_share=True))
+# The lock prevents the release of stores that this transaction refers to, until it commits. On Citus, shared locks of a
+# reference table wait for each other, unless the statement also reads a distributed table. The condition always holds.
+_USAGE_ROWS = select(func.count()).select_from(quarantine_usage).where(quarantine_usage.c.merchant_id == MERCHANT)
+SHARE_STORES = Statement(
+    _OWN_STORES.where(_USAGE_ROWS.scalar_subquery() >= 0).with_for_update(read=True, key_share=True)
+)
 # Accounts have no index by store, so this reads all of the merchant's accounts if nothing else uses the store.
 READ_USES = Statement(
     union_all(
@@ -58,6 +88,17 @@ READ_USES = Statement(
     ).limit(1)
 )
 DELETE_STORE = Statement(delete(stores).where(IS_STORE))
+INSERT_PROGRAM = Statement(
+    insert(programs)
+    .values({column.name: bindparam(column.name) for column in programs.c})
+    .on_conflict_do_nothing()
+    .returning(programs.c.program_id)
+)
+UPDATE_PROGRAM = Statement(
+    update(programs)
+    .where(IS_PROGRAM)
+    .values({column.name: bindparam(column.name) for column in programs.c if column.name not in PROGRAM_KEY})
+)
 READ_PROGRAM = Statement(select(programs).where(IS_PROGRAM))
 READ_PROGRAMS = Statement(
     select(programs).where(

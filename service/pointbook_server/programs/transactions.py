@@ -4,12 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from sqlalchemy import Table, update
-from sqlalchemy.dialects.postgresql import insert
-
 from pointbook_server.db.database import Connection, Database, Statement
 from pointbook_server.db.errors import RetryTransactionError
-from pointbook_server.db.tables import programs, stores
 from pointbook_server.errors import PointbookError, next_revision, store_not_found
 from pointbook_server.programs import queries
 from pointbook_server.programs.model import Program, Store
@@ -54,10 +50,9 @@ class ProgramTransactions:
             revision = next_revision(0 if row is None else row.revision, expected_revision)
             values = {**asdict(store), "revision": revision, "updated_at_ms": now_ms}
             if row is None:
-                await _insert(connection, stores, values)
+                await _insert(connection, queries.INSERT_STORE, values)
             else:
-                is_store = stores.c.store_id == store.store_id
-                await connection.execute(Statement(update(stores).where(is_store).values(values)))
+                await connection.execute(queries.UPDATE_STORE, params | values)
             return revision
 
         return await self._database.transaction(work)
@@ -129,10 +124,9 @@ class ProgramTransactions:
             revision = next_revision(0 if row is None else row.revision, expected_revision)
             values = {**queries.program_columns(program), "revision": revision, "updated_at_ms": now_ms}
             if row is None:
-                await _insert(connection, programs, values)
+                await _insert(connection, queries.INSERT_PROGRAM, values)
             else:
-                statement = Statement(update(programs).where(queries.IS_PROGRAM).values(values))
-                await connection.execute(statement, params)
+                await connection.execute(queries.UPDATE_PROGRAM, params | values)
             return revision
 
         return await self._database.transaction(work)
@@ -184,12 +178,12 @@ def _store_unproven(store_id: str) -> PointbookError:
     )
 
 
-async def _insert(connection: Connection, table: Table, values: dict[str, Any]) -> None:
+async def _insert(connection: Connection, statement: Statement, values: dict[str, Any]) -> None:
     """Insert a row.
 
     If another call has just inserted it, the transaction runs again and replaces it.
     """
-    if not await connection.execute(Statement(insert(table).values(values).on_conflict_do_nothing())):
+    if not await connection.count_written(statement, values):
         raise RetryTransactionError
 
 

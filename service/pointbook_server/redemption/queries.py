@@ -80,7 +80,7 @@ INSERT = _statement(f"""
     INSERT INTO redemptions ({ALL_COLUMNS})
     SELECT :merchant_id, {", ".join(COLUMNS)}
     FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in COLUMNS.items())}) AS v ({", ".join(COLUMNS)})
-    ORDER BY reference ON CONFLICT DO NOTHING
+    ORDER BY reference ON CONFLICT DO NOTHING RETURNING 1
 """)
 UPDATE = _statement(f"""
     UPDATE redemptions SET {", ".join(f"{name} = :{name}" for name in MUTABLE_COLUMNS)}
@@ -135,7 +135,7 @@ INSERT_REVERSAL = _statement("""
     ) VALUES (
         :reference, :merchant_id, :redemption_id, :points, :notes, :now_ms, :redeemer, :reversed_points, :actor
     )
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING 1
 """)
 # The newest reversals of each redemption.
 READ_REVERSALS = _statement("""

@@ -86,8 +86,8 @@ class RedeemBatch:
         """
         if not self._new:
             return
-        columns = queries.to_columns(self._new)
-        if await self._connection.execute(queries.INSERT, {"merchant_id": merchant_id, **columns}) < len(self._new):
+        params = {"merchant_id": merchant_id, **queries.to_columns(self._new)}
+        if await self._connection.count_written(queries.INSERT, params) < len(self._new):
             raise RetryTransactionError
         for claimed in self._claimed.values():
             booking = claimed.booking

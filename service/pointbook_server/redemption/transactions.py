@@ -190,7 +190,7 @@ class RedemptionTransactions:
                 "reversed_points": reversed_redemption.reversed_points - redemption.reversed_points,
                 "actor": reversal.actor,
             }
-            if not await connection.execute(queries.INSERT_REVERSAL, params):
+            if not await connection.count_written(queries.INSERT_REVERSAL, params):
                 raise RetryTransactionError  # A concurrent call has inserted the reference.
             await update_redemption(connection, reversed_redemption)
             await ledger.write_holds(_holds_after_reversal(ledger, reversed_redemption))

@@ -69,6 +69,7 @@ DELETE_OLD_REFUSALS = Statement(
     ) AS old
     WHERE r.customer = old.customer AND r.at_ms = old.at_ms AND r.refusal_id = old.refusal_id
         AND r.merchant_id = :merchant_id
+    RETURNING 1
 """)
 )
 

@@ -52,6 +52,6 @@ class RefusalTransactions:
         params = {"merchant_id": merchant_id, "before_ms": before_ms, "limit": CLEAN_UP_COUNT}
 
         async def work(connection: Connection) -> int:
-            return await connection.execute(queries.DELETE_OLD_REFUSALS, params)
+            return await connection.count_written(queries.DELETE_OLD_REFUSALS, params)
 
         return await self._database.transaction(work)

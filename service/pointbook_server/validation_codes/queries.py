@@ -93,7 +93,7 @@ INSERT_CHALLENGES = _statement(f"""
     INSERT INTO validation_challenges ({CHALLENGE})
     SELECT :merchant_id, {", ".join(CHALLENGE_COLUMNS)} FROM {_unnest(CHALLENGE_COLUMNS)}
     ORDER BY customer
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING RETURNING 1
 """)
 # All rows exist and are locked, so each INSERT becomes an update.
 UPDATE_CHALLENGES = _statement(f"""
@@ -119,6 +119,7 @@ WRITE_COUNTERS = _statement("""
     ON CONFLICT (subject, merchant_id) DO UPDATE
     SET counts = excluded.counts, revision = excluded.revision, updated_at_ms = excluded.updated_at_ms
     WHERE t.revision = excluded.revision - 1
+    RETURNING 1
 """)
 # In key order, because existing rows are locked.
 INSERT_AUDIT = _statement(f"""
@@ -150,6 +151,7 @@ CONSUME = _statement("""
     WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE' AND challenge_id = :challenge_id
         AND code_digest = :code_digest AND expires_at_ms > :now_ms
         AND (channel <> 'MISSED_CALL' OR confirmed_at_ms IS NOT NULL)
+    RETURNING 1
 """)
 END_LIVE = _statement("""
     UPDATE validation_challenges SET state = 'ENDED'
@@ -158,7 +160,7 @@ END_LIVE = _statement("""
 """)
 CLAIM_CALL = _statement("""
     INSERT INTO missed_calls (call_digest, merchant_id, challenge_id, at_ms)
-    VALUES (:call_digest, :merchant_id, '', :now_ms) ON CONFLICT DO NOTHING
+    VALUES (:call_digest, :merchant_id, '', :now_ms) ON CONFLICT DO NOTHING RETURNING 1
 """)
 READ_CALL = _statement("""
     SELECT challenge_id FROM missed_calls WHERE call_digest = :call_digest AND merchant_id = :merchant_id
@@ -197,6 +199,7 @@ def _delete_old(table: str, key: str, time: str, is_indexed: str) -> Statement:
             SELECT {key} FROM {table} WHERE {time} <= :before_ms AND merchant_id = :merchant_id AND {is_indexed}
             ORDER BY {time} LIMIT :limit FOR UPDATE SKIP LOCKED
         ))
+        RETURNING 1
     """)
 
 

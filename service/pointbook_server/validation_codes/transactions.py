@@ -84,7 +84,7 @@ class ValidationCodeTransactions:
             "code_digest": challenge.code_digest,
             "now_ms": now_ms,
         }
-        if not await connection.execute(queries.CONSUME, params):
+        if not await connection.count_written(queries.CONSUME, params):
             return False
         await _insert_audit(
             connection, merchant_id, [challenge_record(AuditAction.USE, USED, challenge, actor)], now_ms
@@ -115,7 +115,7 @@ class ValidationCodeTransactions:
         params = {"merchant_id": call.merchant_id, "call_digest": call_digest, "now_ms": now_ms}
 
         async def confirm_once(connection: Connection) -> str:
-            if not await connection.execute(queries.CLAIM_CALL, params):
+            if not await connection.count_written(queries.CLAIM_CALL, params):
                 row = await connection.fetch_one(queries.READ_CALL, params)
                 return "" if row is None else str(row.challenge_id)
             call_params = {
@@ -163,7 +163,7 @@ class ValidationCodeTransactions:
         params = {"merchant_id": merchant_id, "before_ms": now_ms - RETENTION_MS, "limit": CLEAN_UP_COUNT}
 
         async def delete(connection: Connection) -> int:
-            return sum([await connection.execute(statement, params) for statement in queries.DELETE_OLD.values()])
+            return sum([await connection.count_written(statement, params) for statement in queries.DELETE_OLD.values()])
 
         return await self._database.transaction(delete)
 
@@ -202,7 +202,7 @@ async def _write(connection: Connection, merchant_id: str, state: LockedState) -
         await connection.execute(queries.UPDATE_CHALLENGES, params)
     if opened:
         params = {"merchant_id": merchant_id, **queries.to_columns(opened)}
-        if await connection.execute(queries.INSERT_CHALLENGES, params) < len(opened):
+        if await connection.count_written(queries.INSERT_CHALLENGES, params) < len(opened):
             raise RetryTransactionError
     await _write_counters(connection, merchant_id, state)
     await _insert_audit(connection, merchant_id, state.audit, state.now_ms)
@@ -220,7 +220,7 @@ async def _write_counters(connection: Connection, merchant_id: str, state: Locke
         "revisions": [counter.revision + 1 for counter in counters],
         "now_ms": state.now_ms,
     }
-    if await connection.execute(queries.WRITE_COUNTERS, params) < len(names):
+    if await connection.count_written(queries.WRITE_COUNTERS, params) < len(names):
         raise RetryTransactionError
 
 

@@ -142,6 +142,7 @@ RESERVE_SPACE = Statement(
         USAGE.bytes + bindparam("size", type_=BigInteger) <= bindparam("bytes_max"),
     )
     .values(webhooks=USAGE.webhooks + 1, bytes=USAGE.bytes + bindparam("size", type_=BigInteger))
+    .returning(USAGE.merchant_id)
 )
 RELEASE_SPACE = Statement(
     update(quarantine_usage)
@@ -155,6 +156,7 @@ INSERT_WEBHOOK = Statement(
     insert(quarantined_webhooks)
     .values({column.name: bindparam(column.name) for column in WEBHOOK})
     .on_conflict_do_nothing()
+    .returning(WEBHOOK.quarantine_id)
 )
 FIND_OWNER = Statement(
     select(WEBHOOK.merchant_id).where(WEBHOOK.quarantine_id == bindparam("id"), IS_OWNED_OR_SHARED, IS_VISIBLE)

@@ -72,7 +72,7 @@ class QuarantineTransactions:
                 return StoredWebhook(found.quarantine_id, is_repetition=True)
             if not has_space:
                 return None
-            if not await connection.execute(queries.INSERT_WEBHOOK, row):
+            if not await connection.count_written(queries.INSERT_WEBHOOK, row):
                 # A server with other keys, or of an earlier release, has just stored this body.
                 raise RetryTransactionError
             return StoredWebhook(quarantine_id, is_repetition=False)
@@ -296,11 +296,11 @@ async def _reserve_space(connection: Connection, owner_id: str, size: int, capac
         "webhooks_max": capacity.webhooks_max,
         "bytes_max": capacity.bytes_max,
     }
-    if await connection.execute(queries.RESERVE_SPACE, params):
+    if await connection.count_written(queries.RESERVE_SPACE, params):
         return True
     # The owner may have no usage row yet.
     await connection.execute(queries.INSERT_USAGE, {"owner": owner_id})
-    return bool(await connection.execute(queries.RESERVE_SPACE, params))
+    return bool(await connection.count_written(queries.RESERVE_SPACE, params))
 
 
 async def _count_repetition(connection: Connection, found: Row, webhook: Webhook) -> None:

@@ -27,9 +27,9 @@ STATEMENTS = (
     )
     EXECUTE FUNCTION points_entries_refuse_change()
     """,
+    "ALTER TABLE validation_challenges DROP CONSTRAINT ck_validation_challenges_state",
     """
     ALTER TABLE validation_challenges
-        DROP CONSTRAINT ck_validation_challenges_state,
         ADD CONSTRAINT ck_validation_challenges_state CHECK (state IN ('LIVE', 'REPLACED', 'USED'))
     """,
     """
