@@ -165,7 +165,7 @@ class Database:
         """Called with the SQLSTATE of each DATABASE_UNAVAILABLE, for example of a read-only database."""
 
     async def _open(self, *arguments: Any, **options: Any) -> Any:
-        """Open a connection, with settings that depend on whether the database runs on Citus."""
+        """Open a connection, with other settings on Citus."""
         driver = await _connect(*arguments, **options)
         try:
             self.is_on_citus = await driver.fetchval(CITUS_PLANS) is not None
