@@ -65,7 +65,7 @@ async def run(url: str, *scripts: str) -> None:
 
 
 async def read_settings(url: str) -> tuple[str, str | None]:
-    """Return the plan_cache_mode of a connection for calls, and whether Citus hides shards."""
+    """Return the plan_cache_mode of a connection, and whether Citus hides shards."""
     database = Database(url, pool_size=1)
     try:
         async with database.autocommit() as connection:
