@@ -30,7 +30,12 @@ from support.unique_names import unique
 
 CITUS_URL = os.environ.get("TEST_CITUS_URL", "")
 on_a_cluster = pytest.mark.skipif(not CITUS_URL, reason="TEST_CITUS_URL names no database of a Citus cluster")
-PLAN_CACHE_MODE = Statement(text("SELECT current_setting('plan_cache_mode') AS mode"))
+SETTINGS = Statement(
+    text("""
+        SELECT current_setting('plan_cache_mode') AS plans,
+            current_setting('citus.override_table_visibility', true) AS hides_shards
+    """)
+)
 PRETEND_EXTENSION = """
     SET allow_system_table_mods = on;
     INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
@@ -59,23 +64,24 @@ async def run(url: str, *scripts: str) -> None:
             await connection.execute(script)
 
 
-async def read_plan_cache_mode(url: str) -> str:
-    """Return the plan_cache_mode of a connection for calls."""
+async def read_settings(url: str) -> tuple[str, str | None]:
+    """Return the plan_cache_mode of a connection, and whether Citus hides shards."""
     database = Database(url, pool_size=1)
     try:
         async with database.autocommit() as connection:
-            (row,) = await connection.fetch(PLAN_CACHE_MODE)
-            return str(row.mode)
+            (row,) = await connection.fetch(SETTINGS)
+            return row.plans, row.hides_shards
     finally:
         await database.dispose()
 
 
-async def test_only_on_citus_plans_are_left_to_postgresql(own_url: str) -> None:
+async def test_only_on_citus_connections_get_its_settings(own_url: str) -> None:
     """A generic plan knows no merchant, and so no shard."""
-    before = await read_plan_cache_mode(own_url)
+    before = await read_settings(own_url)
     await run(own_url, PRETEND_EXTENSION)
 
-    assert (before, await read_plan_cache_mode(own_url)) == ("force_generic_plan", "auto")
+    assert before == ("force_generic_plan", None)
+    assert await read_settings(own_url) == ("auto", "off")
 
 
 async def pretend(url: str, *scripts: str) -> None:

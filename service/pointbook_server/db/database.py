@@ -50,8 +50,15 @@ PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off"
 A plan may be made while a table is empty and must be right for a full one. So each of these statements uses an index
 for every table, and its joins are written so that the planner has only one order.
 """
-CITUS_PLANS = "SELECT set_config('plan_cache_mode', 'auto', false) FROM pg_extension WHERE extname = 'citus'"
-"""On Citus, leave the choice to PostgreSQL: a generic plan cannot find the shard of most statements."""
+SET_UP_CITUS = """
+    SELECT set_config('plan_cache_mode', 'auto', false), set_config('citus.override_table_visibility', 'off', false)
+    FROM pg_extension WHERE extname = 'citus'
+"""
+"""Settings of a session on Citus.
+
+A generic plan cannot find the shard of most statements, so PostgreSQL chooses. Citus hides shards from look-ups in the
+catalogue, which takes seconds for each look-up of array types that the driver makes.
+"""
 PLANNED_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 BEGIN = f"BEGIN; {PLANNED_EACH_TIME}"
 BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {PLANNED_EACH_TIME}"
@@ -168,7 +175,7 @@ class Database:
         """Open a connection, with other settings on Citus."""
         driver = await _connect(*arguments, **options)
         try:
-            self.is_on_citus = await driver.fetchval(CITUS_PLANS) is not None
+            self.is_on_citus = await driver.fetchval(SET_UP_CITUS) is not None
         except BaseException:
             driver.terminate()
             raise
