@@ -42,9 +42,6 @@ MODULES = (
 READS_ALL = {"READ_TOKENS", "SUM_USAGE"}
 """Statements that read a small table as a whole, at most once a second."""
 IN_TRANSACTIONS = {
-    "UPDATE_DERIVED_VALUES",
-    "DELETE_CHECKPOINTS",
-    "READ_HISTORIES",
     "DELETE_UPDATES",
     "READ_NEWEST_UPDATE",
     "LOCK_BUYERS",

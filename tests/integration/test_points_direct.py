@@ -160,6 +160,42 @@ async def test_a_change_between_read_and_write_rolls_back_the_batch(
     assert (await balances(service, shop)).keys() == {"buyer", "second"} | expected.keys()
 
 
+async def test_accounts_that_another_server_changed_are_locked_for_a_moment(
+    database: Database, service: Service, shop: Shop
+) -> None:
+    """Without locks, the next batch would most likely fail as well."""
+    mine, theirs = ledger_transactions(database), ledger_transactions(database)
+    post, direct = EventBatch._post, EventBatch.post_directly
+    overtaking, direct_batches = iter([True]), []
+
+    async def post_with_concurrent_write(self: EventBatch, *arguments: Any) -> Any:
+        posted = await post(self, *arguments)
+        if next(overtaking, False):
+            await theirs.apply(shop.merchant_id, [received(shop, "theirs", "buyer", 5, 2)])
+        return posted
+
+    async def count_direct(self: EventBatch, *arguments: Any) -> Any:
+        direct_batches.append([event.event.event_id for event in self._batch])
+        return await direct(self, *arguments)
+
+    with (
+        patch.object(EventBatch, "_post", post_with_concurrent_write),
+        patch.object(EventBatch, "post_directly", count_direct),
+    ):
+        for event_id, buyer_id, after_ms, balance in (
+            ("conflict", "buyer", 10, 3),
+            ("locked", "buyer", 11, 4),
+            ("other", "second", 12, 1),
+            ("later", "buyer", 2_000, 5),
+        ):
+            await mine.apply(shop.merchant_id, [received(shop, event_id, buyer_id, after_ms, balance)])
+        together = {shop.merchant_id: [received(shop, "together", "buyer", 2_001, 6)]}
+        assert (await mine.apply_merchants(together)).keys() == together.keys()
+
+    assert direct_batches == [["conflict"], ["theirs"], ["other"], ["later"], ["together"]]
+    assert await balances(service, shop) == {"buyer": 6, "second": 1}
+
+
 async def test_events_of_several_merchants_are_written_together(
     database: Database, client: Client, service: Service, shop: Shop
 ) -> None:

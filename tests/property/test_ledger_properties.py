@@ -24,9 +24,10 @@ from support.memory_ledger import READ_AT_MS, Ledger, Limits
 from support.shopline_model import NEVER, Shopline, true_histories
 
 tiny_limits = st.builds(
-    lambda checkpoint_entries, stored_lots_max, fewer, overflow_lots_read_min: Limits(
-        checkpoint_entries, stored_lots_max, max(stored_lots_max - fewer, 1), overflow_lots_read_min
+    lambda checkpoint_entries, recent_entries, stored_lots_max, fewer, overflow_lots_read_min: Limits(
+        checkpoint_entries, recent_entries, stored_lots_max, max(stored_lots_max - fewer, 1), overflow_lots_read_min
     ),
+    st.integers(1, 4),
     st.integers(1, 4),
     st.integers(1, 4),
     st.integers(0, 3),

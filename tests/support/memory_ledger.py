@@ -23,6 +23,7 @@ class Limits:
     """The limits of checkpoints, of lots in a row, and of overflow lots to load."""
 
     checkpoint_entries: int = fold_module.CHECKPOINT_ENTRIES
+    recent_entries: int = fold_module.RECENT_ENTRIES
     stored_lots_max: int = lots.STORED_LOTS_MAX
     stored_lots_after_trim: int = lots.STORED_LOTS_AFTER_TRIM
     overflow_lots_read_min: int = 1_000
@@ -32,6 +33,7 @@ class Limits:
         """Apply these limits to the ledger."""
         with (
             patch.object(fold_module, "CHECKPOINT_ENTRIES", self.checkpoint_entries),
+            patch.object(fold_module, "RECENT_ENTRIES", self.recent_entries),
             patch.object(lots, "STORED_LOTS_MAX", self.stored_lots_max),
             patch.object(lots, "STORED_LOTS_AFTER_TRIM", self.stored_lots_after_trim),
         ):

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 
 from pointbook_server.ledger import fold as fold_module
-from pointbook_server.ledger.fold import fold
+from pointbook_server.ledger.fold import RECENT_ENTRIES, fold
 from pointbook_server.ledger.journal import Journal
 from pointbook_server.ledger.model import Account, ApplyOutcome, Entry, Event, UpdateType
 from pointbook_server.ledger.scenes import EXPIRED_SCENE
@@ -198,6 +198,21 @@ def test_a_checkpoint_lies_between_two_milliseconds() -> None:
     assert [account.newest_at_ms for account in change.checkpoints] == [20]
     assert change.checkpoints[0] == fold(Account(), events[:3])[0]
     assert change.account.uncheckpointed == 2
+
+
+def test_a_late_event_leaves_a_recent_checkpoint() -> None:
+    """The next late event folds few entries again."""
+    events = [event(10 * number, 1, number) for number in range(1, 51)]
+    journal = Journal(Account(), history(*events))
+    journal.post(event(495, 1, 50, "late"))
+
+    change = journal.close()
+
+    assert [account.newest_at_ms for account in change.checkpoints] == [10 * (51 - RECENT_ENTRIES)]
+    assert change.account.uncheckpointed == RECENT_ENTRIES
+    journal = Journal(fold(Account(), events)[0])
+    journal.post(event(510, 1, 51))
+    assert journal.close().checkpoints == []
 
 
 @pytest.mark.parametrize(("at_ms", "valid_to_ms"), [(50, None), (35, 20), (20, 0)])

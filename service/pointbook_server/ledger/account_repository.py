@@ -26,7 +26,8 @@ At least 2, so that two lots that must stay together are loaded at once.
 class AccountRepository:
     """The accounts of one merchant on one connection, inside its current transaction.
 
-    `accounts` has the existing accounts that were read, and `holds` the holds that `write` stores with them.
+    `accounts` has the existing accounts that were read, `revisions` the revision of each, and `holds` the holds that
+    `write` stores with them.
     `webhook_ids` has the id of the webhook that delivered each entry that was read, by event_id.
     """
 
@@ -36,7 +37,7 @@ class AccountRepository:
         self.webhook_ids: dict[str, str] = {}
         self._connection = connection
         self.merchant_id = merchant_id
-        self._revisions: dict[AccountKey, int] = {}
+        self.revisions: dict[AccountKey, int] = {}
         self._voids: dict[str, Void | None] = {}
 
     async def read(self, keys: Iterable[AccountKey]) -> None:
@@ -58,7 +59,7 @@ class AccountRepository:
         """Add an account that was read."""
         key, account = rows.account_from_row(row)
         self.accounts[key] = account
-        self._revisions[key] = row["revision"]
+        self.revisions[key] = row["revision"]
         if account.holds:
             self.holds[key] = account.holds
 
@@ -237,10 +238,10 @@ class AccountRepository:
         merchant_id = self.merchant_id
         return BatchRows(
             merchant_id=merchant_id,
-            existing_count=sum(key in self._revisions for key in changed),
+            existing_count=sum(key in self.revisions for key in changed),
             accounts=[
                 rows.account_to_row(
-                    merchant_id, key, change.account, self.holds.get(key, ()), self._revisions.get(key, NO_REVISION) + 1
+                    merchant_id, key, change.account, self.holds.get(key, ()), self.revisions.get(key, NO_REVISION) + 1
                 )
                 for key, change in changed.items()
             ],

@@ -75,11 +75,13 @@ class EventBatch:
         self._events = [received.event for received in batch]
         self._forget_refusal_of = {index for index, received in enumerate(batch) if received.forget_refusal}
         self._register_stores = register_stores
-
-    @property
-    def account_keys(self) -> set[AccountKey]:
+        self._revisions_read: dict[AccountKey, int] = {}
+        self.account_keys = {event.account_key for event in self._events}
         """The accounts that the events name."""
-        return {event.account_key for event in self._events}
+        self.received_at_ms = max(received.received_at_ms for received in batch)
+        """When the last event was received."""
+        self.overtaken_keys: set[AccountKey] = set()
+        """The accounts that changed between `post_directly` and `apply`."""
 
     async def post_directly(self, repository: AccountRepository) -> BatchResult | None:
         """Post the events to accounts that were read without locks.
@@ -87,6 +89,7 @@ class EventBatch:
         Return None if the batch needs `apply`, because an event is not later than all entries of its account, may
         settle a hold, or makes no row: only writing a row checks that the ledger does not have the event_id.
         """
+        self._revisions_read = repository.revisions
         if not all(self._is_direct(event, repository.accounts.get(event.account_key)) for event in self._events):
             return None
         result = await self._post(repository, {}, {})
@@ -102,6 +105,9 @@ class EventBatch:
         """Apply any batch in a transaction with locks."""
         repository = AccountRepository(connection, self.merchant_id)
         await repository.lock(self.account_keys)
+        self.overtaken_keys |= {
+            key for key, revision in self._revisions_read.items() if repository.revisions.get(key) != revision
+        }
         known_events = await self._find_known_events(repository)
         histories = await repository.read_histories(self._refold_times(repository, known_events))
         result = await self._post(repository, known_events, histories)
@@ -153,7 +159,7 @@ class EventBatch:
             histories,
             known_events,
             account_errors,
-            max(received.received_at_ms for received in self._batch),
+            self.received_at_ms,
             forget_refusal_of=self._forget_refusal_of,
         )
         while True:

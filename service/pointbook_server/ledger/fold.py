@@ -17,6 +17,8 @@ LONG_FOLD_ENTRIES = 1_000
 """The number of entries from which a fold runs in a thread, so that it does not block the event loop."""
 CHECKPOINT_ENTRIES = 128
 """The number of entries between checkpoints, which spare late events a fold from the beginning."""
+RECENT_ENTRIES = 16
+"""A re-fold leaves a checkpoint this many entries before the newest: more late events are likely to follow soon."""
 
 
 def fold(account: Account, events: Sequence[Event], void_ids: Collection[str] = ()) -> tuple[Account, list[Entry]]:
@@ -81,14 +83,23 @@ class Fold:
         )
 
     def apply(
-        self, events: Sequence[Event], void_ids: Collection[str] = (), snapshot_ids: Collection[str] = ()
+        self,
+        events: Sequence[Event],
+        void_ids: Collection[str] = (),
+        snapshot_ids: Collection[str] = (),
+        *,
+        is_refold: bool = False,
     ) -> None:
         """Apply events, all later than the newest entry, in ledger order.
 
-        `snapshot_ids` are the event_ids after which to take a snapshot. Raises OverflowLotsNeededError.
+        `snapshot_ids` are the event_ids after which to take a snapshot. A re-fold leaves a recent checkpoint. Raises
+        OverflowLotsNeededError.
         """
+        pending = len(events)
         for group in _group_by_millisecond(events):
-            if self._uncheckpointed >= CHECKPOINT_ENTRIES:
+            is_recent = is_refold and pending <= RECENT_ENTRIES <= self._uncheckpointed
+            pending -= len(group)
+            if is_recent or self._uncheckpointed >= CHECKPOINT_ENTRIES:
                 self._uncheckpointed = 0
                 self._account = None
                 self.checkpoints.append(self.stored_account())

@@ -130,7 +130,7 @@ class Journal:
         if pending and self._folded_count and not self._fold.is_before(min(event.updated_at_ms for event in pending)):
             self._fold = Fold(self._base)
             pending = self._events
-        self._fold.apply(pending, self._void_ids, self._snapshot_ids())
+        self._fold.apply(pending, self._void_ids, self._snapshot_ids(), is_refold=bool(self._history))
         self._folded_count = len(self._events)
 
     def _restart(self, void_ids: set[str]) -> None:

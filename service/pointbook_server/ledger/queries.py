@@ -148,10 +148,11 @@ READ_NEWEST_CHECKPOINTS = _statement(f"""
 """)
 # The entries after a time, for each of some accounts, in ledger order.
 READ_HISTORIES = _statement(f"""
-    SELECT {_column_list(ENTRY_COLUMNS, "e.")} FROM {_unnest({**KEY_COLUMNS, "after_ms": "bigint"})}
-    JOIN points_entries AS e
-        ON e.buyer_id = v.buyer_id AND e.store_id = v.store_id AND e.updated_at_ms > v.after_ms
-    WHERE e.merchant_id = :merchant_id AND e.outcome <> 'REFUSED'
+    SELECT e.* FROM {_unnest({**KEY_COLUMNS, "after_ms": "bigint"})} CROSS JOIN LATERAL (
+        SELECT {_column_list(ENTRY_COLUMNS)} FROM points_entries
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id
+            AND updated_at_ms > v.after_ms AND outcome <> 'REFUSED' OFFSET 0
+    ) AS e
     ORDER BY e.updated_at_ms, e.ordinal
 """)
 # The overflow lots of a state, read from the entries that made them: the opening balance (part 0), positive drift
@@ -309,10 +310,14 @@ WRITE_HOLDS = _statement(f"""
     SELECT :merchant_id, {_column_list(KEY_COLUMNS)}, holds FROM {_unnest(KEY_COLUMNS | {"holds": "jsonb"})}
     ON CONFLICT (buyer_id, store_id, merchant_id) DO UPDATE SET holds = excluded.holds, revision = a.revision + 1
 """)
+# The rows are found first, so that every plan looks up each by its key; their accounts are locked.
 UPDATE_DERIVED_VALUES = _statement(f"""
     UPDATE points_entries AS e SET {", ".join(f"{name} = v.{name}" for name in DERIVED_COLUMNS)}
-    FROM {_unnest({"event_id": "text", **DERIVED_COLUMNS})}
-    WHERE e.event_id = v.event_id AND e.merchant_id = :merchant_id
+    FROM {_unnest({"event_id": "text", **DERIVED_COLUMNS})} CROSS JOIN LATERAL (
+        SELECT ctid AS place FROM points_entries
+        WHERE event_id = v.event_id AND merchant_id = :merchant_id OFFSET 0
+    ) AS found
+    WHERE e.ctid = found.place AND e.merchant_id = :merchant_id
 """)
 # Writes nothing if the entry is void, or has settled another redemption than the caller expects.
 RECORD_SETTLEMENT = _statement("""
@@ -322,9 +327,13 @@ RECORD_SETTLEMENT = _statement("""
     RETURNING 1
 """)
 DELETE_CHECKPOINTS = _statement(f"""
-    DELETE FROM points_checkpoints AS c USING {_unnest({**KEY_COLUMNS, "after_ms": "bigint"})}
-    WHERE c.buyer_id = v.buyer_id AND c.store_id = v.store_id AND c.newest_at_ms > v.after_ms
-        AND c.merchant_id = :merchant_id
+    DELETE FROM points_checkpoints AS c
+    USING {_unnest({**KEY_COLUMNS, "after_ms": "bigint"})} CROSS JOIN LATERAL (
+        SELECT ctid AS place FROM points_checkpoints
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id
+            AND newest_at_ms > v.after_ms OFFSET 0
+    ) AS found
+    WHERE c.ctid = found.place AND c.merchant_id = :merchant_id
 """)
 # The newest entries of some accounts before one of them. Its ordinal is looked up, because it changes when another
 # event of that millisecond arrives late. Within a millisecond, the entries of an account stay together, so that the

@@ -9,6 +9,7 @@ from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger import queries, rows
 from pointbook_server.ledger.account_repository import AccountRepository, lacks_lots
+from pointbook_server.ledger.contended_accounts import ContendedAccounts
 from pointbook_server.ledger.event_batch import EventBatch, Redemptions, apply_directly
 from pointbook_server.ledger.expiring_points import ExpiringPage, ExpiringPosition, ExpiryReader, ExpiryWindow
 from pointbook_server.ledger.model import (
@@ -50,6 +51,7 @@ class LedgerTransactions:
             waiting_max=READS_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_READS_MAX,
         )
+        self._contended = ContendedAccounts()
 
     async def apply(self, merchant_id: str, batch: Sequence[ReceivedEvent]) -> list[ApplyResult | PointbookError]:
         """Write events of one merchant in one transaction, and return their results.
@@ -59,13 +61,16 @@ class LedgerTransactions:
         and then writes nothing.
         Source: docs/reference/ledger.md#batching.
         """
-        event_batch = EventBatch(merchant_id, batch, self._redemptions, register_stores=self._register_stores)
-        with suppress(RetryTransactionError):
-            async with self._database.autocommit() as connection:
-                (results,) = await apply_directly(connection, [event_batch])
-            if results is not None:
-                return results
-        return await self._database.transaction(event_batch.apply)
+        event_batch = self._new_batch(merchant_id, batch)
+        if not self._is_contended(event_batch):
+            with suppress(RetryTransactionError):
+                async with self._database.autocommit() as connection:
+                    (results,) = await apply_directly(connection, [event_batch])
+                if results is not None:
+                    return results
+        results = await self._database.transaction(event_batch.apply, planned_once=True)
+        self._contended.add(merchant_id, event_batch.overtaken_keys, event_batch.received_at_ms)
+        return results
 
     async def apply_merchants(
         self, batches: Mapping[str, Sequence[ReceivedEvent]]
@@ -77,13 +82,17 @@ class LedgerTransactions:
         """
         if self._database.is_on_citus:
             return {}  # The merchants are on different nodes.
-        event_batches = [
-            EventBatch(merchant_id, batch, self._redemptions, register_stores=self._register_stores)
-            for merchant_id, batch in batches.items()
-        ]
+        event_batches = [self._new_batch(merchant_id, batch) for merchant_id, batch in batches.items()]
+        event_batches = [batch for batch in event_batches if not self._is_contended(batch)]
         async with self._database.autocommit() as connection:
             applied = await apply_directly(connection, event_batches)
-        return {merchant_id: results for merchant_id, results in zip(batches, applied, strict=True) if results}
+        return {batch.merchant_id: results for batch, results in zip(event_batches, applied, strict=True) if results}
+
+    def _new_batch(self, merchant_id: str, batch: Sequence[ReceivedEvent]) -> EventBatch:
+        return EventBatch(merchant_id, batch, self._redemptions, register_stores=self._register_stores)
+
+    def _is_contended(self, batch: EventBatch) -> bool:
+        return self._contended.has_any(batch.merchant_id, batch.account_keys, batch.received_at_ms)
 
     async def account(self, merchant_id: str, key: AccountKey, at_ms: int, *, lots: int = 0) -> Account:
         """Return an account with the lots that `points_at` needs.
