@@ -45,23 +45,24 @@ class CustomerRepository:
         return await self._find(queries.FIND_BY_IDENTIFIER, key.columns)
 
     async def find_all(self, keys: Collection[CustomerKey]) -> dict[CustomerKey, Customer]:
-        """Return the customers who have keys, in at most three statements."""
+        """Return the customers who have keys, in one statement for each sort of key.
+
+        The sorts are buyers, ids of customers, and other identifiers.
+        """
         buyers, identifiers = _split(keys)
-        owners: dict[CustomerKey, str] = {
-            key: key.value for key in identifiers if key.kind is IdentifierKind.CUSTOMER_ID and not key.source
-        }
-        identifiers = [key for key in identifiers if key not in owners]
+        ids = {key.value: key for key in identifiers if key.kind is IdentifierKind.CUSTOMER_ID and not key.source}
+        identifiers = [key for key in identifiers if key.kind is not IdentifierKind.CUSTOMER_ID or key.source]
+        found: dict[CustomerKey, Customer] = {}
         if buyers:
-            rows = await self._fetch(queries.READ_BUYER_OWNERS, _buyer_columns(buyers))
-            owners |= {AccountKey(row.store_id, row.buyer_id): row.customer_id for row in rows}
+            rows = await self._fetch(queries.FIND_BY_BUYERS, _buyer_columns(buyers))
+            found |= {AccountKey(row.store_id, row.buyer_id): queries.read_customer(row) for row in rows}
         if identifiers:
-            rows = await self._fetch(queries.READ_IDENTIFIER_OWNERS, _identifier_columns(identifiers))
-            owners |= {_identifier(row): row.customer_id for row in rows}
-        if not owners:
-            return {}
-        rows = await self._fetch(queries.FIND_BY_IDS, {"customer_ids": sorted(set(owners.values()))})
-        customers = {row.customer_id: queries.read_customer(row) for row in rows}
-        return {key: customers[customer_id] for key, customer_id in owners.items() if customer_id in customers}
+            rows = await self._fetch(queries.FIND_BY_IDENTIFIERS, _identifier_columns(identifiers))
+            found |= {_identifier(row): queries.read_customer(row) for row in rows}
+        if ids:
+            rows = await self._fetch(queries.FIND_BY_IDS, {"customer_ids": sorted(ids)})
+            found |= {ids[row.customer_id]: queries.read_customer(row) for row in rows}
+        return found
 
     async def find_group(self, by: GroupKey, key: str) -> UserGroup | None:
         """Return a group with its members and their buyers."""

@@ -154,6 +154,36 @@ READ_BUYER_OWNERS = _statement(f"""
             AND customer_id IS NOT NULL OFFSET 0
     ) AS b
 """)
+CUSTOMER_OF_OWNER = """
+    CROSS JOIN LATERAL (
+        SELECT customers.*, (
+            SELECT coalesce(json_agg(json_build_array(
+                kind, value, source, account_id, coalesce(written, ''), since_ms
+            )), '[]'::json)
+            FROM customer_identifiers WHERE customer_id = o.customer_id AND merchant_id = :merchant_id
+        ) AS identifiers, (
+            SELECT coalesce(json_agg(json_build_array(store_id, buyer_id)), '[]'::json)
+            FROM customer_buyers WHERE customer_id = o.customer_id AND merchant_id = :merchant_id
+        ) AS buyers
+        FROM customers WHERE customer_id = o.customer_id AND merchant_id = :merchant_id OFFSET 0
+    ) AS c
+"""
+"""Joins to each owner `o` the customer with all their keys."""
+# The customers who have some keys, each after the columns of the key.
+FIND_BY_BUYERS = _statement(f"""
+    SELECT o.store_id, o.buyer_id, c.* FROM {BUYERS} CROSS JOIN LATERAL (
+        SELECT store_id, buyer_id, customer_id FROM customer_buyers
+        WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = :merchant_id
+            AND customer_id IS NOT NULL OFFSET 0
+    ) AS o {CUSTOMER_OF_OWNER}
+""")
+FIND_BY_IDENTIFIERS = _statement(f"""
+    SELECT o.kind, o.value, o.source, o.account_id, c.* FROM {IDENTIFIERS} CROSS JOIN LATERAL (
+        SELECT kind, value, source, account_id, customer_id FROM customer_identifiers
+        WHERE value = v.value AND kind = v.kind AND source = v.source AND account_id = v.account_id
+            AND merchant_id = :merchant_id OFFSET 0
+    ) AS o {CUSTOMER_OF_OWNER}
+""")
 # Locks in the order of the arrays.
 LOCK_IDENTIFIERS = _statement(f"""
     SELECT i.* FROM {IDENTIFIERS} CROSS JOIN LATERAL (
