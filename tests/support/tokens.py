@@ -1,6 +1,7 @@
 """Bearer tokens."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pointbook_server.access.model import Scope
 from pointbook_server.access.rules import new_token, split_bearer
@@ -15,11 +16,12 @@ async def make_token(
     scopes: list[Scope],
     expires_at_ms: int | None = None,
     client_names: Sequence[str] = (),
+    revoked_at_ms: int | None = None,
 ) -> str:
     """Create a token in a database, and return its bearer string."""
     database = Database(database_url, pool_size=1)
     token, bearer = new_token("test", merchants, scopes, 0, expires_at_ms, client_names=client_names)
-    await TokenTransactions(database).create(token)
+    await TokenTransactions(database).create(replace(token, revoked_at_ms=revoked_at_ms))
     await database.dispose()
     return bearer
 
