@@ -254,6 +254,18 @@ async def test_reflection_is_off_by_default(channel: grpc.aio.Channel, tokens: T
     assert await reflect(channel, tokens.everything) == (grpc.StatusCode.UNIMPLEMENTED, set())
 
 
+async def test_an_unknown_stream_ends_without_a_message(channel: grpc.aio.Channel, tokens: Tokens) -> None:
+    """Clients of reflection try its next version then."""
+    method = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+    call: Any = channel.stream_stream(method)
+    stream = call(iter([b""]), metadata=(("authorization", f"Bearer {tokens.everything}"),))
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> None:
     server = Server(server_settings(reflection=True), database_url, senders={}, clock=TestClock())
     await server.start()

@@ -15,6 +15,7 @@ async def make_token(
     merchants: list[str],
     scopes: list[Scope],
     expires_at_ms: int | None = None,
+    *,
     client_names: Sequence[str] = (),
     revoked_at_ms: int | None = None,
 ) -> str:

@@ -155,8 +155,8 @@ class MethodHandlers(grpc.GenericRpcHandler):
     async def _refuse_unknown_method(self, authorization: str, context: Any, _task: object) -> None:
         """End a call with UNIMPLEMENTED if its caller has a valid token."""
         await self._authenticator.authenticate(authorization, context)
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details("Method not found!")
+        # Not by `set_code`, with which a client of a stream would receive an empty message first.
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
     def _to_error(self, raised: BaseException, task: asyncio.Task[Any], request_id: str) -> PointbookError:
         """Return the error that the caller gets. Log a defect.
@@ -173,7 +173,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
                 raise raised
             # The call itself was not cancelled, so its client is still waiting for a status.
             log.error("stray cancellation", exc_info=raised)
-        elif isinstance(raised, Exception):
+        elif isinstance(raised, Exception) and not isinstance(raised, grpc.aio.AbortError):
             log.error("internal error", exc_info=raised)
         else:
             raise raised
