@@ -214,6 +214,15 @@ async def test_the_first_bearer_counts(channel: grpc.aio.Channel, tokens: Tokens
     assert denial(found) == INVALID
 
 
+async def test_authorization_of_another_kind_does_not_hide_the_bearer(
+    channel: grpc.aio.Channel, tokens: Tokens
+) -> None:
+    method = "PointsService/GetPointsAccount"
+    request = request_of(method, tokens.merchant_id)
+    for other in ("", "Basic dXNlcjpwYXNz"):
+        assert await code_of(call(channel, method, request, other, f"Bearer {tokens.everything}")) in PAST_ACCESS
+
+
 async def test_unknown_methods_require_a_token(channel: grpc.aio.Channel, tokens: Tokens) -> None:
     assert denial(await refused(call(channel, "PointsService/Nothing", b""))) == MISSING
     answer = call(channel, "PointsService/Nothing", b"", f"Bearer {tokens.everything}")

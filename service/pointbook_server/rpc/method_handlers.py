@@ -32,8 +32,8 @@ log = structlog.get_logger()
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 """A method of a servicer: it gets a request and a context, and returns a response."""
-Responder = Callable[[str, Any, asyncio.Task[Any]], Awaitable[Any]]
-"""It gets the call's `authorization` header, its context and its task, and returns a response."""
+Responder = Callable[[str | None, Any, asyncio.Task[Any]], Awaitable[Any]]
+"""It gets the call's bearer token, if any, its context and its task, and returns a response."""
 
 
 class MethodHandlers(grpc.GenericRpcHandler):
@@ -96,13 +96,13 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
         async def call(_requests: object, context: Any) -> Any:
             task = current_task()
-            authorization, request_id = read_headers(context.invocation_metadata())
+            bearer, request_id = read_headers(context.invocation_metadata())
             current_call.set({"request_id": request_id, "method": method})
             remaining = context.time_remaining()
             seconds = self._deadline_seconds
             self._running_calls.add(task, seconds if remaining is None else min(remaining, seconds))
             try:
-                return await respond(authorization, context, task)
+                return await respond(bearer, context, task)
             except BaseException as raised:  # noqa: BLE001 - what is not an error of the call is raised again
                 error = self._to_error(raised, task, request_id)
                 self._running_calls.lift_deadline(task)
@@ -117,8 +117,8 @@ class MethodHandlers(grpc.GenericRpcHandler):
     ) -> Responder:
         """Return a responder that checks the caller before it calls the servicer."""
 
-        async def respond(authorization: str, context: Any, task: asyncio.Task[Any]) -> Any:
-            principal = await self._authenticator.authenticate(authorization, context)
+        async def respond(bearer: str | None, context: Any, task: asyncio.Task[Any]) -> Any:
+            principal = await self._authenticator.authenticate(bearer, context)
             if access is None:
                 raise PointbookError(Reason.SCOPE_MISSING, "No scope allows this method.")
             if access.scope is not None:
@@ -142,9 +142,9 @@ class MethodHandlers(grpc.GenericRpcHandler):
         """
 
         async def stream(requests: object, context: Any) -> AsyncIterator[Any]:
-            authorization, request_id = read_headers(context.invocation_metadata())
+            bearer, request_id = read_headers(context.invocation_metadata())
             try:
-                await self._authenticator.authenticate(authorization, context)
+                await self._authenticator.authenticate(bearer, context)
             except PointbookError as error:
                 await self._end(context, error, request_id)
             async for response in behaviour(requests, context):
@@ -152,9 +152,9 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
         return stream
 
-    async def _refuse_unknown_method(self, authorization: str, context: Any, _task: object) -> None:
+    async def _refuse_unknown_method(self, bearer: str | None, context: Any, _task: object) -> None:
         """End a call with UNIMPLEMENTED if its caller has a valid token."""
-        await self._authenticator.authenticate(authorization, context)
+        await self._authenticator.authenticate(bearer, context)
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details("Method not found!")
 
