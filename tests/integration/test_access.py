@@ -1,6 +1,7 @@
 """Access denied by default: every method, for every caller that must not use it."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ from pointbook_server.access.model import Scope
 from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.programs.model import Channel
+from pointbook_server.rpc import refusal_limits
 from pointbook_server.server import Server
 from pointbook_server.services import SERVICE_NAMES
 from support.clients import Client
 from support.clocks import NOW_MS, TestClock
 from support.database_proxy import proxied
 from support.embedded_database import Cluster
+from support.json_logs import json_logs
 from support.outbox import Outbox
 from support.refusals import Refusal, refused
 from support.servers import Service, server_settings
@@ -240,6 +243,12 @@ async def test_health_requires_no_token(channel: grpc.aio.Channel) -> None:
     watch.cancel()
 
 
+async def test_methods_that_health_does_not_have_require_no_token(channel: grpc.aio.Channel) -> None:
+    unknown: Any = channel.unary_unary("/grpc.health.v1.Health/List")
+
+    assert await code_of(unknown(b"")) is grpc.StatusCode.UNIMPLEMENTED
+
+
 async def test_health_of_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
     answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="nothing"))
 
@@ -276,6 +285,18 @@ async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> No
         assert code is grpc.StatusCode.OK
         assert set(SERVICE_NAMES) <= names
     await server.stop()
+
+
+async def test_the_log_names_the_refused_call_of_reflection(database_url: str) -> None:
+    server = Server(server_settings(reflection=True), database_url, senders={}, clock=TestClock())
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        with json_logs(refusal_limits) as log:
+            await reflect(channel)
+    await server.stop()
+    (line,) = [json.loads(line) for line in log.getvalue().splitlines() if "call refused" in line]
+    assert line["method"] == "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    assert line["request_id"]
 
 
 async def test_development_requires_no_token(database_url: str) -> None:

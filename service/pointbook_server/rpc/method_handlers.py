@@ -22,6 +22,7 @@ from pointbook_server.rpc.running_calls import RunningCalls, current_task
 from pointbook_server.rpc.status_mapping import abort, grpc_code
 
 PACKAGE = "pointbook.v1."
+HEALTH_PREFIX = "/grpc.health.v1.Health/"
 REQUEST_SECONDS_MAX = 10.0
 """How long the request of an authenticated caller may take to arrive: 1 MiB at just under 1 Mbit/s."""
 PACED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED})
@@ -73,7 +74,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
             method = f"/{service}/{name}"
             if handler.response_streaming:
                 self._handlers[method] = grpc.stream_stream_rpc_method_handler(
-                    self._stream(handler.stream_stream),
+                    self._stream(method, handler.stream_stream),
                     request_deserializer=handler.request_deserializer,
                     response_serializer=handler.response_serializer,
                 )
@@ -87,9 +88,16 @@ class MethodHandlers(grpc.GenericRpcHandler):
     def add_generic_rpc_handlers(self, _handlers: object) -> None:
         """Do nothing. Generated code adds each service in this second way too."""
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
-        """Return the handler of a call. gRPC calls this."""
-        return self._handlers.get(handler_call_details.method, self._unknown_method)
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
+        """Return the handler of a call. gRPC calls this.
+
+        Return None for a method that health does not have, for which gRPC returns UNIMPLEMENTED: probes have no token.
+        """
+        method = handler_call_details.method
+        handler = self._handlers.get(method)
+        if handler is None and not method.startswith(HEALTH_PREFIX):
+            return self._unknown_method
+        return handler
 
     def _guard(self, method: str, respond: Responder) -> Behaviour:
         """Return a handler with a request id, a deadline, and statuses for errors."""
@@ -135,7 +143,9 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
         return respond
 
-    def _stream(self, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    def _stream(
+        self, method: str, behaviour: Callable[[Any, Any], AsyncIterator[Any]]
+    ) -> Callable[[Any, Any], AsyncIterator[Any]]:
         """Return the handler of a method that streams its responses.
 
         Any valid token may call it.
@@ -143,6 +153,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
         async def stream(requests: object, context: Any) -> AsyncIterator[Any]:
             bearer, request_id = read_headers(context.invocation_metadata())
+            current_call.set({"request_id": request_id, "method": method})
             try:
                 await self._authenticator.authenticate(bearer, context)
             except PointbookError as error:
