@@ -79,7 +79,7 @@ class PointsBatcher:
                     await self._send(batch)
         finally:
             queue.calls -= 1
-            # An update without a result is left only if the shim stops, or by a defect. Its webhook must not wait.
+            # An update without a result is left only if the shim stops. Its webhook must not wait.
             for queued in (*batch, *(() if queue.calls else queue.updates)):
                 queued.result.cancel()
             if not queue.calls:
@@ -87,15 +87,15 @@ class PointsBatcher:
 
     async def _send(self, batch: Sequence[_QueuedUpdate]) -> None:
         """Send updates, and pass each its response or error."""
-        responses: Sequence[points_pb2.ApplyPointsUpdateResponse | grpc.aio.AioRpcError]
+        responses: Sequence[points_pb2.ApplyPointsUpdateResponse | Exception]
         try:
             responses = await self._call(batch)
-        except grpc.aio.AioRpcError as error:
+        except Exception as error:  # noqa: BLE001 - raised again where the result is awaited
             responses = [error] * len(batch)
         for queued, response in zip(batch, responses, strict=True):
             if queued.result.done():
                 continue
-            if isinstance(response, grpc.aio.AioRpcError):
+            if isinstance(response, Exception):
                 queued.result.set_exception(response)
             else:
                 queued.result.set_result(response)

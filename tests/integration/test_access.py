@@ -1,6 +1,7 @@
 """Access denied by default: every method, for every caller that must not use it."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -28,12 +29,14 @@ from pointbook_server.access.model import Scope
 from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.programs.model import Channel
+from pointbook_server.rpc import refusal_limits
 from pointbook_server.server import Server
 from pointbook_server.services import SERVICE_NAMES
 from support.clients import Client
 from support.clocks import NOW_MS, TestClock
 from support.database_proxy import proxied
 from support.embedded_database import Cluster
+from support.json_logs import json_logs
 from support.outbox import Outbox
 from support.refusals import Refusal, refused
 from support.servers import Service, server_settings
@@ -213,6 +216,15 @@ async def test_the_first_bearer_counts(channel: grpc.aio.Channel, tokens: Tokens
     assert denial(found) == INVALID
 
 
+async def test_authorization_of_another_kind_does_not_hide_the_bearer(
+    channel: grpc.aio.Channel, tokens: Tokens
+) -> None:
+    method = "PointsService/GetPointsAccount"
+    request = request_of(method, tokens.merchant_id)
+    for other in ("", "Basic dXNlcjpwYXNz"):
+        assert await code_of(call(channel, method, request, other, f"Bearer {tokens.everything}")) in PAST_ACCESS
+
+
 async def test_unknown_methods_require_a_token(channel: grpc.aio.Channel, tokens: Tokens) -> None:
     assert denial(await refused(call(channel, "PointsService/Nothing", b""))) == MISSING
     answer = call(channel, "PointsService/Nothing", b"", f"Bearer {tokens.everything}")
@@ -228,6 +240,12 @@ async def test_health_requires_no_token(channel: grpc.aio.Channel) -> None:
     watch = stub.Watch(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
     watch.cancel()
+
+
+async def test_methods_that_health_does_not_have_require_no_token(channel: grpc.aio.Channel) -> None:
+    unknown: Any = channel.unary_unary("/grpc.health.v1.Health/List")
+
+    assert await code_of(unknown(b"")) is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_health_of_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
@@ -278,6 +296,18 @@ async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> No
         assert code is grpc.StatusCode.OK
         assert set(SERVICE_NAMES) <= names
     await server.stop()
+
+
+async def test_the_log_names_the_refused_call_of_reflection(database_url: str) -> None:
+    server = Server(server_settings(reflection=True), database_url, senders={}, clock=TestClock())
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        with json_logs(refusal_limits) as log:
+            await reflect(channel)
+    await server.stop()
+    (line,) = [json.loads(line) for line in log.getvalue().splitlines() if "call refused" in line]
+    assert line["method"] == "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    assert line["request_id"]
 
 
 async def test_development_requires_no_token(database_url: str) -> None:

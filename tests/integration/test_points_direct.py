@@ -1,5 +1,6 @@
 """Events that are later than all of their account: they are applied without locks."""
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -279,6 +280,24 @@ async def test_events_of_several_merchants_do_not_wait_for_a_locked_account(
 
     await other.close()
     assert await balances(service, second) == {}
+
+
+async def test_a_locked_account_delays_no_other_merchant(
+    database_url: str, client: Client, service: Service, shop: Shop
+) -> None:
+    others = [await new_shop(client) for _ in range(4)]
+    batcher = service.server.services.points_batcher
+    connection = await asyncpg.connect(database_url)
+    async with connection.transaction():
+        await connection.execute("SELECT FROM points_accounts WHERE merchant_id = $1 FOR UPDATE", shop.merchant_id)
+
+        (locked,) = batcher.submit(shop.merchant_id, [received(shop, "event", "buyer", 10, 2)])
+        futures = [batcher.submit(each.merchant_id, [received(each, "event", "buyer", 10, 1)])[0] for each in others]
+        await asyncio.wait_for(asyncio.gather(*futures), 2)
+        assert not locked.done()
+
+    await locked
+    await connection.close()
 
 
 async def test_checkpoints_of_several_merchants_are_written_together(

@@ -12,10 +12,12 @@ from pointbook.v1 import points_pb2
 from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.access.model import Scope
 from shopline_shim import points_batcher as batcher_module
+from shopline_shim import request_id_middleware
 from shopline_shim.grpc_client import PointbookClient
 from shopline_shim.points_batcher import CALLS_MAX, PointsBatcher
 from support.clocks import NOW_MS
 from support.fake_servers import BODY, SHOP, RunningShim, assert_problem, shim_with_fakes, signed_headers
+from support.json_logs import json_logs
 from support.servers import Service
 from support.shims import APPLIED, DUPLICATE, PATH, QUARANTINED, points_body, webhook_sender
 from support.shops import Shop
@@ -138,6 +140,29 @@ async def test_a_failed_call_fails_each_of_its_webhooks(arrivals: Arrivals, monk
         shim.points.proceeds.set()
 
         assert await asyncio.gather(*held, *waiting) == [200] * CALLS_MAX + [503] * 3
+        assert await post(shim, 4) == 200
+
+
+async def test_a_defect_fails_the_webhooks_of_its_call_and_is_logged(
+    arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get the response of any defect, not that of a stopping shim."""
+    async with shim_with_fakes() as shim:
+        held = await hold_calls(shim, arrivals)
+        call = PointbookClient.call
+
+        async def failing(client: PointbookClient, method: Any, request: Any, context: Any) -> Any:
+            if method is client.points.BatchApplyPointsUpdates:
+                raise RuntimeError("a defect")
+            return await call(client, method, request, context)
+
+        monkeypatch.setattr(PointbookClient, "call", failing)
+        waiting = [asyncio.create_task(post(shim, number)) for number in range(3)]
+        await arrivals.wait(CALLS_MAX + 3)
+        with json_logs(request_id_middleware) as log:
+            shim.points.proceeds.set()
+            assert await asyncio.gather(*held, *waiting) == [200] * CALLS_MAX + [500] * 3
+        assert log.getvalue().count("unexpected error") == 3
         assert await post(shim, 4) == 200
 
 

@@ -408,26 +408,45 @@ async def test_one_waiting_key_is_sent_by_itself() -> None:
     assert (sender.batches, together.calls) == ([("a", ["1", "2"])], [])
 
 
-async def test_keys_that_were_not_served_together_are_sent_one_by_one() -> None:
-    """The served ones do not wait for them, and another worker sends their next items."""
+async def test_keys_that_were_not_served_together_are_sent_separately() -> None:
+    """A slow one delays neither the others nor the next items of the served ones."""
     sender, together = Sender(is_open=False), TogetherSender(refused=frozenset("ac"))
     batcher = new_merging_batcher(sender, together, max_concurrent_batches=2)
     (a,), (b,), (c,) = (batcher.submit(key, ["1"]) for key in "abc")
     await settle()
     assert [result.done() for result in (a, b, c)] == [False, True, False]
-    assert sender.batches == [("a", ["1"])]
+    assert sender.batches == [("a", ["1"]), ("c", ["1"])]
 
-    (next_of_b,) = batcher.submit("b", ["2"])
-    (next_of_c,) = batcher.submit("c", ["2"])
+    (next_of_b,), (next_of_c,) = batcher.submit("b", ["2"]), batcher.submit("c", ["2"])
     sender.release("b")
-    await settle()
-    assert next_of_b.done()
-    assert not next_of_c.done()
+    sender.release("c")
+    assert [await result for result in (c, next_of_b, next_of_c)] == ["c:1", "b:2", "c:2"]
+    assert not a.done()
 
     sender.release("a")
-    sender.release("c")
-    assert [await result for result in (a, c, next_of_c)] == ["a:1", "c:1", "c:2"]
-    assert sender.batches == [("a", ["1"]), ("b", ["2"]), ("c", ["1"]), ("c", ["2"])]
+    assert await a == "a:1"
+    await batcher.drain()
+    batcher.check_capacity(100)
+
+
+async def test_items_keep_their_order_when_their_batch_is_sent_separately() -> None:
+    sender, together = Sender(), TogetherSender(error=error())
+    batcher = new_merging_batcher(sender, together, batch_max=2)
+
+    await asyncio.gather(*batcher.submit("a", ["1"]), *batcher.submit("b", ["2", "3", "4"]))
+
+    assert together.calls[0] == {"a": ["1"], "b": ["2"]}
+    assert [item for key, items in sender.batches if key == "b" for item in items] == ["2", "3", "4"]
+
+
+async def test_a_key_that_must_be_sent_separately_is_so_once() -> None:
+    sender, together = Sender(), TogetherSender(refused=frozenset("ab"))
+    batcher = new_merging_batcher(sender, together)
+
+    for _ in range(2):
+        await asyncio.gather(*batcher.submit("a", ["1"]), *batcher.submit("b", ["2"]))
+
+    assert together.calls == [{"a": ["1"], "b": ["2"]}] * 2
 
 
 @pytest.mark.parametrize("cause", [ValueError("a defect"), error()])

@@ -11,7 +11,6 @@ from pointbook_server.errors import PointbookError
 from pointbook_server.reasons import Reason
 from pointbook_server.rpc.tls import client_names
 
-BEARER = "bearer "
 MISUSE_LOG_INTERVAL_SECONDS = 60.0
 
 log = structlog.get_logger()
@@ -28,16 +27,15 @@ class Authenticator:
         self._misuse_logged_at: dict[str, float] = {}
         """When the misuse of a bound token was last logged; only valid tokens get here, so it is bounded."""
 
-    async def authenticate(self, authorization: str, context: Any) -> Principal:
-        """Return the caller that sends an `authorization` header; empty for none.
+    async def authenticate(self, bearer: str | None, context: Any) -> Principal:
+        """Return the caller that sends a token; `bearer` is None if it sends none.
 
         Raises TOKEN_MISSING, TOKEN_INVALID, TOKEN_EXPIRED, DATABASE_UNAVAILABLE and QUEUE_FULL.
         """
         if self._tokens is None:
             return UNRESTRICTED
-        if authorization[: len(BEARER)].lower() != BEARER:
+        if bearer is None:
             raise PointbookError(Reason.TOKEN_MISSING, "Send `authorization: Bearer TOKEN` metadata.")
-        bearer = authorization[len(BEARER) :]
         principal = await self._tokens.authenticate(bearer)
         if principal.client_names:
             self._check_client(principal, context)

@@ -45,7 +45,8 @@ class Batcher(Generic[K, I, R]):
     after an earlier item of the same call was not.
 
     With `send_together`, the waiting batches of several keys are sent by one call, which returns results by key. Keys
-    that it leaves out, and all if it raises an error, are then sent one by one.
+    that it leaves out, and all if it raises an error, are then sent separately, each by the next free worker: one that
+    is slow delays no other.
     """
 
     def __init__(
@@ -66,6 +67,8 @@ class Batcher(Generic[K, I, R]):
         self._queues: dict[K, deque[_QueuedItem[I, R]]] = {}
         self._count = 0
         self._keys_in_flight: set[K] = set()
+        self._separate_keys: set[K] = set()
+        """The queued keys whose next batch must not be sent together with others."""
         self._is_collecting = False
         """Whether a worker is about to take the waiting items of all keys."""
         self._workers: set[asyncio.Task[None]] = set()
@@ -137,6 +140,8 @@ class Batcher(Generic[K, I, R]):
 
         Larger batches cost less per item.
         """
+        if key in self._separate_keys:
+            return  # It has waited before.
         self._is_collecting = self._send_together is not None
         try:
             count = quiet_turns = 0
@@ -156,9 +161,12 @@ class Batcher(Generic[K, I, R]):
         Together they have at most `batch_max` items. All their keys are in flight then.
         """
         batches = {key: self._pop_batch(key, self._batch_max)}
-        if self._send_together is not None:
+        if key in self._separate_keys:
+            self._separate_keys.discard(key)
+        elif self._send_together is not None:
             count = len(batches[key])
-            for other in [other for other in self._queues if other not in self._keys_in_flight]:
+            excluded = self._keys_in_flight | self._separate_keys
+            for other in [other for other in self._queues if other not in excluded]:
                 if count >= self._batch_max:
                     break
                 self._keys_in_flight.add(other)
@@ -175,6 +183,14 @@ class Batcher(Generic[K, I, R]):
         self._count -= len(popped)
         return [queued for queued in popped if not queued.result.cancelled()]
 
+    def _requeue(self, key: K, batch: list[_QueuedItem[I, R]]) -> None:
+        """Return a batch to the start of its key's queue, to be sent separately."""
+        if batch:
+            self._queues[key] = deque([*batch, *self._queues.get(key, ())])
+            self._count += len(batch)
+            self._separate_keys.add(key)
+        self._keys_in_flight.discard(key)
+
     def _fail_rest(self, key: K, call: object, error: PointbookError) -> None:
         """Fail the queued items of a call whose earlier items failed, with the same error."""
         queue = self._queues.get(key)
@@ -187,18 +203,18 @@ class Batcher(Generic[K, I, R]):
             del self._queues[key]
 
     async def _send_batches(self, batches: dict[K, list[_QueuedItem[I, R]]]) -> None:
-        """Send batches, and remove each from `batches` once its items have results."""
+        """Send batches, and queue those again that must be sent separately."""
         self._start_worker_for_rest()
+        if len(batches) == 1:
+            ((key, batch),) = batches.items()
+            if batch:
+                await self._send_batch(key, batch)
+            return
         for key, results in (await self._send_all(batches)).items():
             _set_results(batches.pop(key), results)
             self._keys_in_flight.discard(key)
-        while batches:
-            self._start_worker_for_rest()
-            key, batch = next(iter(batches.items()))
-            if batch:
-                await self._send_batch(key, batch)
-            del batches[key]
-            self._keys_in_flight.discard(key)
+        for key in list(batches):
+            self._requeue(key, batches.pop(key))
 
     def _start_worker_for_rest(self) -> None:
         """Start a worker for the waiting keys, if any, while this one is busy."""
@@ -208,7 +224,7 @@ class Batcher(Generic[K, I, R]):
     async def _send_all(self, batches: Mapping[K, list[_QueuedItem[I, R]]]) -> Mapping[K, Sequence[R | PointbookError]]:
         """Return the results of the batches that could be sent together."""
         sent = {key: [queued.item for queued in batch] for key, batch in batches.items() if batch}
-        if self._send_together is None or len(sent) == 1:
+        if self._send_together is None or len(sent) <= 1:
             return {}
         try:
             return await self._send_together(sent)

@@ -7,25 +7,29 @@ from typing import NamedTuple
 
 AUTHORIZATION_HEADER = "authorization"
 REQUEST_ID_HEADER = "x-request-id"
+_BEARER = "bearer "
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Headers(NamedTuple):
-    """The headers of a call; `authorization` is empty if it has none."""
+    """The headers of a call; `bearer` is None if no token was sent."""
 
-    authorization: str
+    bearer: str | None
     request_id: str
 
 
 def read_headers(metadata: Iterable[tuple[str, str | bytes]] | None) -> Headers:
     """Return the headers of a call.
 
-    The caller's request id is used if it is safe to log, otherwise a new one.
+    The first bearer token counts: a proxy may add authorization of another kind. The caller's request id is used if it
+    is safe to log, otherwise a new one.
     """
-    authorization = request_id = ""
+    bearer, request_id = None, ""
     for key, value in metadata or ():
-        if key == AUTHORIZATION_HEADER and not authorization and isinstance(value, str):
-            authorization = value
-        elif key == REQUEST_ID_HEADER and not request_id and isinstance(value, str) and _REQUEST_ID.fullmatch(value):
+        if not isinstance(value, str):
+            continue
+        if key == AUTHORIZATION_HEADER and bearer is None and value[: len(_BEARER)].lower() == _BEARER:
+            bearer = value[len(_BEARER) :]
+        elif key == REQUEST_ID_HEADER and not request_id and _REQUEST_ID.fullmatch(value):
             request_id = value
-    return Headers(authorization, request_id or f"{random.getrandbits(64):016x}")
+    return Headers(bearer, request_id or f"{random.getrandbits(64):016x}")

@@ -22,6 +22,7 @@ from pointbook_server.rpc.running_calls import RunningCalls, current_task
 from pointbook_server.rpc.status_mapping import abort, grpc_code
 
 PACKAGE = "pointbook.v1."
+HEALTH_PREFIX = "/grpc.health.v1.Health/"
 REQUEST_SECONDS_MAX = 10.0
 """How long the request of an authenticated caller may take to arrive: 1 MiB at just under 1 Mbit/s."""
 PACED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED})
@@ -32,8 +33,8 @@ log = structlog.get_logger()
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 """A method of a servicer: it gets a request and a context, and returns a response."""
-Responder = Callable[[str, Any, asyncio.Task[Any]], Awaitable[Any]]
-"""It gets the call's `authorization` header, its context and its task, and returns a response."""
+Responder = Callable[[str | None, Any, asyncio.Task[Any]], Awaitable[Any]]
+"""It gets the call's bearer token, if any, its context and its task, and returns a response."""
 
 
 class MethodHandlers(grpc.GenericRpcHandler):
@@ -73,7 +74,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
             method = f"/{service}/{name}"
             if handler.response_streaming:
                 self._handlers[method] = grpc.stream_stream_rpc_method_handler(
-                    self._stream(handler.stream_stream),
+                    self._stream(method, handler.stream_stream),
                     request_deserializer=handler.request_deserializer,
                     response_serializer=handler.response_serializer,
                 )
@@ -87,22 +88,29 @@ class MethodHandlers(grpc.GenericRpcHandler):
     def add_generic_rpc_handlers(self, _handlers: object) -> None:
         """Do nothing. Generated code adds each service in this second way too."""
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler:
-        """Return the handler of a call. gRPC calls this."""
-        return self._handlers.get(handler_call_details.method, self._unknown_method)
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "Handler | None":
+        """Return the handler of a call. gRPC calls this.
+
+        Return None for a method that health does not have, for which gRPC returns UNIMPLEMENTED: probes have no token.
+        """
+        method = handler_call_details.method
+        handler = self._handlers.get(method)
+        if handler is None and not method.startswith(HEALTH_PREFIX):
+            return self._unknown_method
+        return handler
 
     def _guard(self, method: str, respond: Responder) -> Behaviour:
         """Return a handler with a request id, a deadline, and statuses for errors."""
 
         async def call(_requests: object, context: Any) -> Any:
             task = current_task()
-            authorization, request_id = read_headers(context.invocation_metadata())
+            bearer, request_id = read_headers(context.invocation_metadata())
             current_call.set({"request_id": request_id, "method": method})
             remaining = context.time_remaining()
             seconds = self._deadline_seconds
             self._running_calls.add(task, seconds if remaining is None else min(remaining, seconds))
             try:
-                return await respond(authorization, context, task)
+                return await respond(bearer, context, task)
             except BaseException as raised:  # noqa: BLE001 - what is not an error of the call is raised again
                 error = self._to_error(raised, task, request_id)
                 self._running_calls.lift_deadline(task)
@@ -117,8 +125,8 @@ class MethodHandlers(grpc.GenericRpcHandler):
     ) -> Responder:
         """Return a responder that checks the caller before it calls the servicer."""
 
-        async def respond(authorization: str, context: Any, task: asyncio.Task[Any]) -> Any:
-            principal = await self._authenticator.authenticate(authorization, context)
+        async def respond(bearer: str | None, context: Any, task: asyncio.Task[Any]) -> Any:
+            principal = await self._authenticator.authenticate(bearer, context)
             if access is None:
                 raise PointbookError(Reason.SCOPE_MISSING, "No scope allows this method.")
             if access.scope is not None:
@@ -135,16 +143,19 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
         return respond
 
-    def _stream(self, behaviour: Callable[[Any, Any], AsyncIterator[Any]]) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    def _stream(
+        self, method: str, behaviour: Callable[[Any, Any], AsyncIterator[Any]]
+    ) -> Callable[[Any, Any], AsyncIterator[Any]]:
         """Return the handler of a method that streams its responses.
 
         Any valid token may call it.
         """
 
         async def stream(requests: object, context: Any) -> AsyncIterator[Any]:
-            authorization, request_id = read_headers(context.invocation_metadata())
+            bearer, request_id = read_headers(context.invocation_metadata())
+            current_call.set({"request_id": request_id, "method": method})
             try:
-                await self._authenticator.authenticate(authorization, context)
+                await self._authenticator.authenticate(bearer, context)
             except PointbookError as error:
                 await self._end(context, error, request_id)
             async for response in behaviour(requests, context):
@@ -152,9 +163,9 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
         return stream
 
-    async def _refuse_unknown_method(self, authorization: str, context: Any, _task: object) -> None:
+    async def _refuse_unknown_method(self, bearer: str | None, context: Any, _task: object) -> None:
         """End a call with UNIMPLEMENTED if its caller has a valid token."""
-        await self._authenticator.authenticate(authorization, context)
+        await self._authenticator.authenticate(bearer, context)
         # Not by `set_code`, with which a client of a stream would receive an empty message first.
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
