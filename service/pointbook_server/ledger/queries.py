@@ -61,7 +61,7 @@ ROW_TYPES = {
     "points_entry_row": {**MERCHANT_COLUMN, **EVENT_COLUMNS, **RECEIPT_COLUMNS, **FOLD_COLUMNS, **SETTLEMENT_COLUMNS},
     "points_checkpoint_row": {**MERCHANT_COLUMN, **CHECKPOINT_COLUMNS},
 }
-"""The database's types of the rows that a batch writes, with their columns in order (decision 0061)."""
+"""The database's types of the rows that a batch writes, with their columns in order (decision 0064)."""
 
 
 def _column_list(columns: Iterable[str], prefix: str = "") -> str:
