@@ -19,7 +19,7 @@ from pointbook_server.db.migrations import check_cluster, distribute, migrate
 from pointbook_server.programs.model import Channel
 from support.clients import Client
 from support.codes import CODE_SETTINGS, issue_code
-from support.connections import connected
+from support.connections import connected, fetch_value
 from support.embedded_database import Cluster
 from support.outbox import Outbox
 from support.redemption import account_points, earn, redeem, redeem_request
@@ -195,6 +195,24 @@ async def test_every_table_is_distributed_once(citus_url: str) -> None:
         *((name, "reference") for name in REFERENCE_TABLES),
     }
     assert len(groups) == 1
+
+
+@on_a_cluster
+async def test_row_types_from_before_the_extension_reach_every_node(citus_url: str) -> None:
+    """A database that was migrated on PostgreSQL alone has such types."""
+    created = (
+        "SELECT bool_and(result::boolean) FROM run_command_on_all_nodes($$SELECT to_regtype('early_row') IS NOT NULL$$)"
+    )
+    await run(citus_url, "SET citus.enable_ddl_propagation = off; CREATE TYPE early_row AS (points bigint)")
+    try:
+        before = await fetch_value(citus_url, created)
+        await distribute(citus_url)
+        after = await fetch_value(citus_url, created)
+        await distribute(citus_url)
+    finally:
+        await run(citus_url, "DROP TYPE early_row")
+
+    assert (before, after) == (False, True)
 
 
 @on_a_cluster

@@ -49,6 +49,14 @@ _PLACEMENTS = """
     WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('stores'))
         AND partmethod IN ('h', 'n')
 """
+_LOCAL_ROW_TYPES = """
+    SELECT quote_ident(typname) FROM pg_type JOIN pg_class ON pg_class.oid = typrelid
+    WHERE relkind = 'c' AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass('stores'))
+        AND NOT EXISTS (
+            SELECT FROM pg_dist_object WHERE classid = to_regclass('pg_type') AND objid = pg_type.oid
+        )
+    ORDER BY 1
+"""
 _TRUNCATE_TRIGGERS = """
     SELECT format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass), pg_get_triggerdef(oid) FROM pg_trigger
     WHERE tgrelid = ANY(CAST(:names AS regclass[])) AND NOT tgisinternal AND tgtype & 32 <> 0 ORDER BY 1, 2
@@ -126,6 +134,21 @@ def distribute_tables(connection: Connection) -> list[str]:
         for _, create in triggers:
             connection.exec_driver_sql(create)
     return local
+
+
+def distribute_row_types(connection: Connection) -> None:
+    """Create the types of rows on the nodes that lack them.
+
+    Citus creates a type on all nodes together with the coordinator's, or with the first table that uses it. Types from
+    before the extension need such a table, if only for a moment.
+    """
+    types = connection.scalars(text(_LOCAL_ROW_TYPES)).all()
+    if types:
+        prepare_transaction(connection)
+        columns = ", ".join(f"{name} {name}" for name in types)
+        connection.exec_driver_sql(f"CREATE TABLE row_types ({columns})")
+        connection.execute(text("SELECT create_reference_table('row_types')"))
+        connection.exec_driver_sql("DROP TABLE row_types")
 
 
 def configure_workers(connection: Connection) -> None:

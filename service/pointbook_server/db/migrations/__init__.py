@@ -41,7 +41,8 @@ async def check_cluster(url: str) -> None:
 async def distribute(url: str) -> list[str]:
     """Distribute the tables that are still local, and return their names.
 
-    All in one transaction. The database is at the newest revision. Raises CitusError and DATABASE_UNAVAILABLE.
+    All in one transaction, with the types of rows. The database is at the newest revision. Raises CitusError and
+    DATABASE_UNAVAILABLE.
     """
     return await _run(url, _distribute)
 
@@ -91,6 +92,7 @@ def _upgrade(connection: Connection, *, on_citus: bool) -> tuple[str | None, str
 def _distribute(connection: Connection) -> list[str]:
     _wait_for_others(connection)
     names = citus.distribute_tables(connection)
+    citus.distribute_row_types(connection)
     citus.configure_workers(connection)
     return names
 
