@@ -45,7 +45,8 @@ class Batcher(Generic[K, I, R]):
     after an earlier item of the same call was not.
 
     With `send_together`, the waiting batches of several keys are sent by one call, which returns results by key. Keys
-    that it leaves out, and all if it raises an error, are then sent one by one.
+    that it leaves out, and all if it raises an error, are then sent one by one. If `may_send_together` returns False,
+    keys are sent by themselves, several at a time.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class Batcher(Generic[K, I, R]):
         max_concurrent_batches: int,
         send_together: Callable[[Mapping[K, Sequence[I]]], Awaitable[Mapping[K, Sequence[R | PointbookError]]]]
         | None = None,
+        may_send_together: Callable[[], bool] = lambda: True,
     ) -> None:
         self._send = send
         self._send_together = send_together
+        self._may_send_together = may_send_together
         self._batch_max = batch_max
         self._waiting_max = waiting_max
         self._max_concurrent_batches = max_concurrent_batches
@@ -137,7 +140,7 @@ class Batcher(Generic[K, I, R]):
 
         Larger batches cost less per item.
         """
-        self._is_collecting = self._send_together is not None
+        self._is_collecting = self._merges_keys()
         try:
             count = quiet_turns = 0
             for _ in range(TURNS_MAX):
@@ -150,13 +153,16 @@ class Batcher(Generic[K, I, R]):
         finally:
             self._is_collecting = False
 
+    def _merges_keys(self) -> bool:
+        return self._send_together is not None and self._may_send_together()
+
     def _pop_batches(self, key: K) -> dict[K, list[_QueuedItem[I, R]]]:
         """Remove and return the next batch of a key, with those to send together with it.
 
         Together they have at most `batch_max` items. All their keys are in flight then.
         """
         batches = {key: self._pop_batch(key, self._batch_max)}
-        if self._send_together is not None:
+        if self._merges_keys():
             count = len(batches[key])
             for other in [other for other in self._queues if other not in self._keys_in_flight]:
                 if count >= self._batch_max:
