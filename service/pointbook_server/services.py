@@ -109,6 +109,7 @@ class Services:
             waiting_max=UPDATES_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_BATCHES_MAX,
             send_together=self._ledger.apply_merchants,
+            may_send_together=self._ledger.may_apply_merchants,
         )
         self.codes = ValidationCodes(
             challenges,

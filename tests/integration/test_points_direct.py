@@ -8,6 +8,7 @@ from unittest.mock import patch
 import asyncpg
 import pytest
 
+from pointbook_server.db import database as database_module
 from pointbook_server.db.database import Database
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError
@@ -215,6 +216,21 @@ async def test_events_of_several_merchants_are_written_together(
     assert await balances(service, shop) == {"buyer": 2, "second": 1}
     assert await balances(service, second) == {"buyer": 1}
     assert await balances(service, late) == {"buyer": 1}
+
+
+async def test_nothing_is_written_together_on_citus(client: Client, service: Service, shop: Shop) -> None:
+    """The first connection tells whether the database is on Citus."""
+    second = await new_shop(client)
+    batches = {each.merchant_id: [received(each, "event", "buyer", 10, 2)] for each in (shop, second)}
+    database = Database(service.database_url, pool_size=1)
+    try:
+        with patch.object(database_module, "SET_UP_CITUS", "SELECT 'auto'"):
+            results = await ledger_transactions(database).apply_merchants(batches)
+    finally:
+        await database.dispose()
+
+    assert results == {}
+    assert await balances(service, shop) == {"buyer": 1}
 
 
 async def test_the_error_of_one_merchant_does_not_affect_the_others(

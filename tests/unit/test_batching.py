@@ -377,7 +377,12 @@ class TogetherSender:
 
 
 def new_merging_batcher(
-    sender: Sender, together: TogetherSender, *, batch_max: int = 10, max_concurrent_batches: int = 1
+    sender: Sender,
+    together: TogetherSender,
+    *,
+    batch_max: int = 10,
+    max_concurrent_batches: int = 1,
+    may_send_together: bool = True,
 ) -> Batcher[str, str, str]:
     """Build a batcher that can send several keys together."""
     return Batcher(
@@ -386,6 +391,7 @@ def new_merging_batcher(
         waiting_max=100,
         max_concurrent_batches=max_concurrent_batches,
         send_together=together,
+        may_send_together=lambda: may_send_together,
     )
 
 
@@ -398,6 +404,23 @@ async def test_waiting_keys_are_sent_together() -> None:
     assert await asyncio.gather(*results) == ["a:1", "a:2", "b:3", "b:4", "c:5"]
     assert together.calls == [{"a": ["1", "2"], "b": ["3"]}, {"c": ["5"], "b": ["4"]}]
     assert sender.batches == []
+
+
+async def test_keys_that_may_not_be_sent_together_do_not_wait_for_each_other() -> None:
+    sender, together = Sender(is_open=False), TogetherSender()
+    batcher = new_merging_batcher(sender, together, max_concurrent_batches=2, may_send_together=False)
+    results = [*batcher.submit("a", ["1", "2"]), *batcher.submit("b", ["3"]), *batcher.submit("c", ["4"])]
+    await settle()
+    assert sender.batches == [("a", ["1", "2"]), ("b", ["3"])]
+
+    sender.release("b")
+    await settle()
+    assert sender.batches[2:] == [("c", ["4"])]
+
+    sender.release("a")
+    sender.release("c")
+    assert await asyncio.gather(*results) == ["a:1", "a:2", "b:3", "c:4"]
+    assert together.calls == []
 
 
 async def test_one_waiting_key_is_sent_by_itself() -> None:

@@ -72,6 +72,13 @@ class LedgerTransactions:
         self._contended.add(merchant_id, event_batch.overtaken_keys, event_batch.received_at_ms)
         return results
 
+    def may_apply_merchants(self) -> bool:
+        """Return whether one statement can concern several merchants.
+
+        On Citus, they are on different nodes.
+        """
+        return not self._database.is_on_citus
+
     async def apply_merchants(
         self, batches: Mapping[str, Sequence[ReceivedEvent]]
     ) -> dict[str, list[ApplyResult | PointbookError]]:
@@ -80,11 +87,11 @@ class LedgerTransactions:
         Merchants that need a transaction of their own are left out: `apply` their events. Raises PointbookError, and
         then writes nothing, if any of the accounts has changed or is locked, and if the database is unavailable.
         """
-        if self._database.is_on_citus:
-            return {}  # The merchants are on different nodes.
         event_batches = [self._new_batch(merchant_id, batch) for merchant_id, batch in batches.items()]
         event_batches = [batch for batch in event_batches if not self._is_contended(batch)]
         async with self._database.autocommit() as connection:
+            if not self.may_apply_merchants():  # known only now if this is the first connection
+                return {}
             applied = await apply_directly(connection, event_batches)
         return {batch.merchant_id: results for batch, results in zip(event_batches, applied, strict=True) if results}
 

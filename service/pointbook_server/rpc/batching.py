@@ -46,7 +46,7 @@ class Batcher(Generic[K, I, R]):
 
     With `send_together`, the waiting batches of several keys are sent by one call, which returns results by key. Keys
     that it leaves out, and all if it raises an error, are then sent separately, each by the next free worker: one that
-    is slow delays no other.
+    is slow delays no other. So are all keys while `may_send_together` returns False.
     """
 
     def __init__(
@@ -58,9 +58,11 @@ class Batcher(Generic[K, I, R]):
         max_concurrent_batches: int,
         send_together: Callable[[Mapping[K, Sequence[I]]], Awaitable[Mapping[K, Sequence[R | PointbookError]]]]
         | None = None,
+        may_send_together: Callable[[], bool] = lambda: True,
     ) -> None:
         self._send = send
         self._send_together = send_together
+        self._may_send_together = may_send_together
         self._batch_max = batch_max
         self._waiting_max = waiting_max
         self._max_concurrent_batches = max_concurrent_batches
@@ -142,7 +144,7 @@ class Batcher(Generic[K, I, R]):
         """
         if key in self._separate_keys:
             return  # It has waited before.
-        self._is_collecting = self._send_together is not None
+        self._is_collecting = self._merges_keys()
         try:
             count = quiet_turns = 0
             for _ in range(TURNS_MAX):
@@ -155,6 +157,9 @@ class Batcher(Generic[K, I, R]):
         finally:
             self._is_collecting = False
 
+    def _merges_keys(self) -> bool:
+        return self._send_together is not None and self._may_send_together()
+
     def _pop_batches(self, key: K) -> dict[K, list[_QueuedItem[I, R]]]:
         """Remove and return the next batch of a key, with those to send together with it.
 
@@ -163,7 +168,7 @@ class Batcher(Generic[K, I, R]):
         batches = {key: self._pop_batch(key, self._batch_max)}
         if key in self._separate_keys:
             self._separate_keys.discard(key)
-        elif self._send_together is not None:
+        elif self._merges_keys():
             count = len(batches[key])
             excluded = self._keys_in_flight | self._separate_keys
             for other in [other for other in self._queues if other not in excluded]:
