@@ -298,16 +298,19 @@ async def test_events_of_several_merchants_do_not_wait_for_a_locked_account(
     assert await balances(service, second) == {}
 
 
-async def test_a_locked_account_delays_no_other_merchant(
-    database_url: str, client: Client, service: Service, shop: Shop
+@pytest.mark.parametrize("table", ["points_accounts", "stores"])
+async def test_a_lock_of_one_merchant_delays_no_other(
+    database_url: str, client: Client, service: Service, shop: Shop, table: str
 ) -> None:
+    """A new account has to wait for its store."""
+    buyer_id = "buyer" if table == "points_accounts" else "new"
     others = [await new_shop(client) for _ in range(4)]
     batcher = service.server.services.points_batcher
     connection = await asyncpg.connect(database_url)
     async with connection.transaction():
-        await connection.execute("SELECT FROM points_accounts WHERE merchant_id = $1 FOR UPDATE", shop.merchant_id)
+        await connection.execute(f"SELECT FROM {table} WHERE merchant_id = $1 FOR UPDATE", shop.merchant_id)
 
-        (locked,) = batcher.submit(shop.merchant_id, [received(shop, "event", "buyer", 10, 2)])
+        (locked,) = batcher.submit(shop.merchant_id, [received(shop, "event", buyer_id, 10, 2)])
         futures = [batcher.submit(each.merchant_id, [received(each, "event", "buyer", 10, 1)])[0] for each in others]
         await asyncio.wait_for(asyncio.gather(*futures), 2)
         assert not locked.done()

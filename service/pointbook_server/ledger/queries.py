@@ -237,6 +237,10 @@ SUM_OVERFLOW_POINTS = _statement(f"""
 """)
 
 
+MERCHANTS_LOCK_TIMEOUT = "50ms"
+"""How long the statement that writes several merchants may wait for a lock of one of them."""
+
+
 def _write_batch(*, of_one_merchant: bool, with_checkpoints: bool) -> Statement:
     """Build a statement that writes a batch as a whole or not at all.
 
@@ -244,12 +248,14 @@ def _write_batch(*, of_one_merchant: bool, with_checkpoints: bool) -> Statement:
     and returns no row. Inserting an entry claims its event_id. If an event_id was claimed or an account opened (with
     its checkpoints) concurrently, the statement divides by zero, which rolls it back even in autocommit mode.
 
-    For several merchants, it does not wait for an account that is locked, but writes nothing: the transaction of one
-    merchant must not delay the others.
+    For several merchants, it does not wait for an account that is locked, but writes nothing, and it fails soon if it
+    has to wait for a store, an event_id or a new account: the transaction of one merchant must not delay the others.
     """
     merchant_id = ":merchant_id" if of_one_merchant else "v.merchant_id"
     lock = "FOR UPDATE" if of_one_merchant else "FOR UPDATE SKIP LOCKED"
     unchanged = "(SELECT count(*) FROM locked) = :existing_count"
+    if not of_one_merchant:
+        unchanged += f" AND (SELECT set_config('lock_timeout', '{MERCHANTS_LOCK_TIMEOUT}', true)) IS NOT NULL"
     assignments = ", ".join(f"{name} = excluded.{name}" for name in ACCOUNT_COLUMNS if name not in KEY_COLUMNS)
     parts = {
         "locked": f"""
