@@ -189,3 +189,13 @@ def test_every_form_of_a_generated_number_has_one_key(start: str, data: st.DataO
     keys = {read.key for form in phones.forms(found.key) if (read := phones.read(form)) is not None}
     assert keys == {found.key}
     assert found.e164 in phones.forms(found.key)
+
+
+def test_long_texts_are_not_cached() -> None:
+    """A sender could otherwise fill the memory with texts that are not numbers."""
+    size = phones._parse.cache_info().currsize
+
+    assert phones.read("+" + "1" * 100_000) is None
+    assert phones.read("x" * 100_000) is None
+
+    assert phones._parse.cache_info().currsize == size

@@ -49,7 +49,6 @@ class Phone(NamedTuple):
     key: str
 
 
-@lru_cache(NUMBERS_CACHED_MAX)
 def read(text: str, default_region: str = "") -> Phone | None:
     """Return a phone number, or None if the text is not one.
 
@@ -58,6 +57,12 @@ def read(text: str, default_region: str = "") -> Phone | None:
     written = phone_text(text)
     if len(written) > LENGTH_MAX or not _WRITTEN.fullmatch(written):
         return None
+    return _parse(written, default_region)
+
+
+@lru_cache(NUMBERS_CACHED_MAX)
+def _parse(written: str, default_region: str) -> Phone | None:
+    """Return a number of at most LENGTH_MAX characters, which bounds the cache."""
     try:
         number = _current(phonenumbers.parse(written, default_region or None))
     except phonenumbers.NumberParseException:
