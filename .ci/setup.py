@@ -170,7 +170,7 @@ def is_usable() -> bool:
     if finished["maker"] != stamp()["maker"] or not set(finished["contents"]) <= set(contents()):
         return False
     try:
-        check = subprocess.run([str(PYTHON), "-I", "-c", WHOLE], check=False, stderr=subprocess.DEVNULL)  # noqa: S603
+        check = subprocess.run([str(PYTHON), "-I", "-c", WHOLE], check=False, stderr=subprocess.DEVNULL)  # noqa: S603 - our own command
     except OSError:
         return False
     return check.returncode == 0
@@ -225,7 +225,7 @@ def run(what: str, *command: str) -> None:
     Raises SetupError if it fails.
     """
     with LOG.open("w") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - our own command
         try:
             progress = Progress(what)
             while process.poll() is None:

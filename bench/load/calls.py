@@ -9,7 +9,7 @@ import grpc
 from load.http_client import HttpConnection
 from load.jobs import CallKind, Job
 from load.requests import REDEEMED_POINTS
-from pointbook.v1 import points_pb2, points_pb2_grpc, redemption_pb2, redemption_pb2_grpc
+from pointbook.v1 import points_pb2, points_pb2_grpc, redemption_pb2_grpc
 
 CALL_TIMEOUT_SECONDS = 10.0
 
@@ -93,47 +93,35 @@ def _error_of(error: points_pb2.UpdateError) -> Exception:
 
 def _get(channel: grpc.aio.Channel, metadata: Any) -> Call:
     method = points_pb2_grpc.PointsServiceStub(channel).GetPointsAccount
-
-    async def call(request: points_pb2.GetPointsAccountRequest) -> int:
-        response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
-        if not response.account.lots:
-            raise UnexpectedAnswerError("an account without lots was returned")
-        return 0
-
-    return call
+    return _checked(method, metadata, lambda response: "" if response.account.lots else "an account without lots")
 
 
 def _validate(channel: grpc.aio.Channel, metadata: Any) -> Call:
     method = redemption_pb2_grpc.RedemptionServiceStub(channel).ValidateRedemption
-
-    async def call(request: redemption_pb2.ValidateRedemptionRequest) -> int:
-        response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
-        if not response.redeemable:
-            raise UnexpectedAnswerError(f"not redeemable: {response.status.reason}")
-        return 0
-
-    return call
+    return _checked(
+        method, metadata, lambda response: "" if response.redeemable else f"not redeemable: {response.status.reason}"
+    )
 
 
 def _issue(channel: grpc.aio.Channel, metadata: Any) -> Call:
     method = redemption_pb2_grpc.RedemptionServiceStub(channel).IssueValidationCode
-
-    async def call(request: redemption_pb2.IssueValidationCodeRequest) -> int:
-        response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
-        if not response.issued_code.sent:
-            raise UnexpectedAnswerError("no code was sent")
-        return 0
-
-    return call
+    return _checked(method, metadata, lambda response: "" if response.issued_code.sent else "no code was sent")
 
 
 def _redeem(channel: grpc.aio.Channel, metadata: Any) -> Call:
     method = redemption_pb2_grpc.RedemptionServiceStub(channel).RedeemPoints
+    return _checked(
+        method, metadata, lambda response: "" if response.redemption.points == REDEEMED_POINTS else "another redemption"
+    )
 
-    async def call(request: redemption_pb2.RedeemPointsRequest) -> int:
+
+def _checked(method: Any, metadata: Any, find_fault: Callable[[Any], str]) -> Call:
+    """Return a call that raises UnexpectedAnswerError if its response has a fault."""
+
+    async def call(request: Any) -> int:
         response = await method(request, metadata=metadata, timeout=CALL_TIMEOUT_SECONDS)
-        if response.redemption.points != REDEEMED_POINTS:
-            raise UnexpectedAnswerError("another redemption was returned")
+        if fault := find_fault(response):
+            raise UnexpectedAnswerError(fault)
         return 0
 
     return call

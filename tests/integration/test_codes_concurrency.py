@@ -9,7 +9,6 @@ from unittest.mock import patch
 import pytest
 from sqlalchemy import text
 
-from pointbook.v1 import identity_pb2
 from pointbook_server.db.database import Database, Statement
 from pointbook_server.delivery.sender import Message
 from pointbook_server.programs.model import Channel, Program
@@ -22,10 +21,10 @@ from pointbook_server.validation_codes.model import Challenge, ChallengeSubject,
 from pointbook_server.validation_codes.rules import new_challenge
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from support.clocks import NOW_MS
-from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code
+from support.codes import WRONG_CODE, add_customers, guess_code, issue_and_read_code, issue_code
 from support.connections import count_deadlocks, superuser
 from support.provider_servers import LOOP_DELAY_SECONDS_MAX, loop_delays
-from support.redemption import customer_ref, earn
+from support.redemption import customer_ref
 from support.refusals import refused
 from support.servers import Service
 from support.shops import Shop
@@ -38,12 +37,7 @@ KEYS = {"k1": b"k" * 32}
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> Shop:
     """A shop with many customers, each with 500 points and a mobile number."""
-    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
-    for number, buyer_id in enumerate(BUYERS):
-        await earn(service.client, shop, 500, buyer_id)
-        buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=buyer_id)]
-        mobile = f"+861381234{number:04}"
-        await service.client.put_customer(shop.merchant_id, buyer_id, mobile=mobile, buyers=buyers)
+    await add_customers(service.client, shop, BUYERS)
     return shop
 
 

@@ -10,15 +10,14 @@ from typing import Any
 import grpc
 import pytest
 
-from pointbook.v1 import identity_pb2
 from pointbook_server.programs.model import Channel
 from pointbook_server.redemption.redeem_batch import RedeemBatch
 from pointbook_server.validation_codes import transactions as codes
 from support.clients import Client
-from support.codes import CODE_SETTINGS, issue_code
+from support.codes import add_customers, issue_code
 from support.command_tags import tags_count_selected_rows
 from support.connections import superuser
-from support.redemption import account_points, customer_ref, earn, redeem, redeem_request
+from support.redemption import account_points, customer_ref, redeem, redeem_request
 from support.refusals import refusal
 from support.servers import Service, running_server
 from support.shops import Shop
@@ -38,13 +37,7 @@ async def clients(service: Service, admin_token: str) -> AsyncIterator[tuple[Cli
 @pytest.fixture
 async def shop(service: Service, shop: Shop) -> Shop:
     """A shop with two customers, each with 500 points and a mobile number."""
-    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
-    for number, name in enumerate(NAMES):
-        await earn(service.client, shop, 500, name)
-        buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=name)]
-        await service.client.put_customer(
-            shop.merchant_id, name, mobile=f"+861381234567{number}", external_id=name, buyers=buyers
-        )
+    await add_customers(service.client, shop, NAMES)
     return shop
 
 

@@ -14,6 +14,7 @@ from pointbook_server.access.model import Scope
 from shopline_shim import points_batcher as batcher_module
 from shopline_shim import request_id_middleware
 from shopline_shim.grpc_client import PointbookClient
+from shopline_shim.grpc_errors import call_error
 from shopline_shim.points_batcher import CALLS_MAX, PointsBatcher
 from support.clocks import NOW_MS
 from support.fake_servers import BODY, SHOP, RunningShim, assert_problem, shim_with_fakes, signed_headers
@@ -70,11 +71,19 @@ async def hold_calls(shim: RunningShim, arrivals: Arrivals) -> list[asyncio.Task
     return held
 
 
+async def queue_webhooks(
+    shim: RunningShim, arrivals: Arrivals, count: int
+) -> tuple[list[asyncio.Task[int]], list[asyncio.Task[int]]]:
+    """Deliver webhooks that wait behind held calls, and return both."""
+    held = await hold_calls(shim, arrivals)
+    waiting = [asyncio.create_task(post(shim, number)) for number in range(count)]
+    await arrivals.wait(CALLS_MAX + count)
+    return held, waiting
+
+
 async def test_webhooks_that_arrive_during_a_call_share_the_next_one(arrivals: Arrivals) -> None:
     async with shim_with_fakes() as shim:
-        held = await hold_calls(shim, arrivals)
-        waiting = [asyncio.create_task(post(shim, number)) for number in range(WEBHOOKS)]
-        await arrivals.wait(CALLS_MAX + WEBHOOKS)
+        held, waiting = await queue_webhooks(shim, arrivals, WEBHOOKS)
         shim.points.proceeds.set()
 
         assert set(await asyncio.gather(*held, *waiting)) == {200}
@@ -86,9 +95,7 @@ async def test_webhooks_that_arrive_during_a_call_share_the_next_one(arrivals: A
 async def test_calls_have_a_bounded_number_of_updates(arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batcher_module, "UPDATES_MAX", 15)
     async with shim_with_fakes() as shim:
-        held = await hold_calls(shim, arrivals)
-        waiting = [asyncio.create_task(post(shim, number)) for number in range(WEBHOOKS)]
-        await arrivals.wait(CALLS_MAX + WEBHOOKS)
+        held, waiting = await queue_webhooks(shim, arrivals, WEBHOOKS)
         shim.points.proceeds.set()
 
         assert set(await asyncio.gather(*held, *waiting)) == {200}
@@ -123,20 +130,22 @@ async def test_a_webhook_waits_for_a_call_until_its_deadline(arrivals: Arrivals)
         assert await post(shim, 3) == 200
 
 
+def fail_shared_calls(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Make each call with several updates fail in the shim."""
+    call = PointbookClient.call
+
+    async def failing(client: PointbookClient, method: Any, request: Any, context: Any) -> Any:
+        if method is client.points.BatchApplyPointsUpdates:
+            raise error
+        return await call(client, method, request, context)
+
+    monkeypatch.setattr(PointbookClient, "call", failing)
+
+
 async def test_a_failed_call_fails_each_of_its_webhooks(arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_shared_calls(monkeypatch, call_error(grpc.StatusCode.UNAVAILABLE, "The server is gone."))
     async with shim_with_fakes() as shim:
-        held = await hold_calls(shim, arrivals)
-        call = PointbookClient.call
-
-        async def failing(client: PointbookClient, method: Any, request: Any, context: Any) -> Any:
-            if isinstance(request, points_pb2.BatchApplyPointsUpdatesRequest):
-                code = grpc.StatusCode.UNAVAILABLE
-                raise grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
-            return await call(client, method, request, context)
-
-        monkeypatch.setattr(PointbookClient, "call", failing)
-        waiting = [asyncio.create_task(post(shim, number)) for number in range(3)]
-        await arrivals.wait(CALLS_MAX + 3)
+        held, waiting = await queue_webhooks(shim, arrivals, 3)
         shim.points.proceeds.set()
 
         assert await asyncio.gather(*held, *waiting) == [200] * CALLS_MAX + [503] * 3
@@ -147,18 +156,9 @@ async def test_a_defect_fails_the_webhooks_of_its_call_and_is_logged(
     arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They get the response of any defect, not that of a stopping shim."""
+    fail_shared_calls(monkeypatch, RuntimeError("a defect"))
     async with shim_with_fakes() as shim:
-        held = await hold_calls(shim, arrivals)
-        call = PointbookClient.call
-
-        async def failing(client: PointbookClient, method: Any, request: Any, context: Any) -> Any:
-            if method is client.points.BatchApplyPointsUpdates:
-                raise RuntimeError("a defect")
-            return await call(client, method, request, context)
-
-        monkeypatch.setattr(PointbookClient, "call", failing)
-        waiting = [asyncio.create_task(post(shim, number)) for number in range(3)]
-        await arrivals.wait(CALLS_MAX + 3)
+        held, waiting = await queue_webhooks(shim, arrivals, 3)
         with json_logs(request_id_middleware) as log:
             shim.points.proceeds.set()
             assert await asyncio.gather(*held, *waiting) == [200] * CALLS_MAX + [500] * 3
@@ -168,10 +168,8 @@ async def test_a_defect_fails_the_webhooks_of_its_call_and_is_logged(
 
 async def test_a_response_without_some_result_fails_all_webhooks_of_its_call(arrivals: Arrivals) -> None:
     async with shim_with_fakes() as shim:
-        held = await hold_calls(shim, arrivals)
+        held, waiting = await queue_webhooks(shim, arrivals, 3)
         shim.points.is_short_of_results = True
-        waiting = [asyncio.create_task(post(shim, number)) for number in range(3)]
-        await arrivals.wait(CALLS_MAX + 3)
         shim.points.proceeds.set()
 
         assert await asyncio.gather(*held, *waiting) == [200] * CALLS_MAX + [503] * 3

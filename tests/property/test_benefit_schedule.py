@@ -126,7 +126,7 @@ def _up_to(day: int) -> Any:
 
 
 def _every_year(month: int, day: int) -> Any:
-    return rrule(YEARLY, dtstart=datetime(1999, 1, 1), bymonth=month, bymonthday=_up_to(day), bysetpos=-1)  # noqa: DTZ001
+    return rrule(YEARLY, dtstart=datetime(1999, 1, 1), bymonth=month, bymonthday=_up_to(day), bysetpos=-1)  # noqa: DTZ001 - a calendar date
 
 
 def random_case(chance: random.Random) -> tuple[Benefit, Member, int, int]:

@@ -1,11 +1,12 @@
 """One-time codes of a shop's customers: issuing, guessing and the audit."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from pointbook.v1 import redemption_pb2
+from pointbook.v1 import identity_pb2, redemption_pb2
 from support.clients import Client
 from support.connections import superuser
-from support.redemption import customer_ref, validate_request
+from support.redemption import customer_ref, earn, validate_request
 from support.servers import Service
 from support.shops import Shop
 
@@ -13,6 +14,16 @@ CODE_SETTINGS = {"code_length": 10, "alphanumeric": True, "message_templates": {
 """Codes that cannot be guessed by chance, and messages with nothing but the code."""
 WRONG_CODE = "0000000000"
 """A wrong code: codes of letters and digits have no zeros."""
+
+
+async def add_customers(client: Client, shop: Shop, names: Sequence[str]) -> None:
+    """Add a program that sends codes, and customers with points and a number."""
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={}, validation=CODE_SETTINGS)
+    for number, name in enumerate(names):
+        await earn(client, shop, 500, name)
+        buyers = [identity_pb2.Buyer(store_id=shop.store_id, buyer_id=name)]
+        mobile = f"+861381234{number:04}"
+        await client.put_customer(shop.merchant_id, name, mobile=mobile, external_id=name, buyers=buyers)
 
 
 async def issue_code(client: Client, shop: Shop, points: int = 100, **changes: Any) -> redemption_pb2.IssuedCode:

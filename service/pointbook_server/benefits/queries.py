@@ -4,12 +4,13 @@ import json
 from dataclasses import asdict, fields
 from typing import Any
 
-from sqlalchemy import Boolean, Text, and_, any_, bindparam, delete, or_, select, text, update
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy import Boolean, Text, and_, any_, bindparam, delete, or_, select, text
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.sql.elements import ColumnElement
 
 from pointbook_server.benefits.model import Benefit, CustomPrivilege
 from pointbook_server.db.database import Row, Statement
+from pointbook_server.db.row_writes import insert_row, update_row
 from pointbook_server.db.tables import benefits, custom_privileges
 
 COLUMNS = tuple(column.name for column in benefits.c if column.name not in {"details", "revision", "updated_at_ms"})
@@ -27,24 +28,12 @@ def _matches(column: ColumnElement[str], name: str) -> ColumnElement[bool]:
     return or_(value == "", column == value, bindparam("matches_unset", type_=Boolean) & (column == ""))
 
 
-BENEFIT_KEY = {"benefit_id", "merchant_id"}
-PRIVILEGE_KEY = {"privilege_id", "merchant_id"}
 IS_BENEFIT = and_(benefits.c.benefit_id == bindparam("benefit"), benefits.c.merchant_id == bindparam("merchant"))
 _store, _stores = bindparam("store", type_=Text), bindparam("program_stores", type_=ARRAY(Text))
 IS_FOR_ALL_STORES = benefits.c.store_ids == text("'{}'")
 """A benefit that lists no stores is for all stores."""
-# Keys are not among the values that an update writes: Citus refuses to change them.
-INSERT_BENEFIT = Statement(
-    insert(benefits)
-    .values({column.name: bindparam(column.name) for column in benefits.c})
-    .on_conflict_do_nothing()
-    .returning(benefits.c.benefit_id)
-)
-UPDATE_BENEFIT = Statement(
-    update(benefits)
-    .where(IS_BENEFIT)
-    .values({column.name: bindparam(column.name) for column in benefits.c if column.name not in BENEFIT_KEY})
-)
+INSERT_BENEFIT = Statement(insert_row(benefits))
+UPDATE_BENEFIT = Statement(update_row(benefits, IS_BENEFIT))
 READ_BENEFIT = Statement(select(benefits).where(IS_BENEFIT))
 LOCK_BENEFIT = Statement(select(benefits.c.revision).where(IS_BENEFIT).with_for_update())
 DELETE_BENEFIT = Statement(delete(benefits).where(IS_BENEFIT))
@@ -70,17 +59,8 @@ IS_PRIVILEGE = and_(
     custom_privileges.c.privilege_id == bindparam("privilege"), custom_privileges.c.merchant_id == bindparam("merchant")
 )
 PRIVILEGE_COLUMNS = tuple(field.name for field in fields(CustomPrivilege))
-INSERT_PRIVILEGE = Statement(
-    insert(custom_privileges)
-    .values({column.name: bindparam(column.name) for column in custom_privileges.c})
-    .on_conflict_do_nothing()
-    .returning(custom_privileges.c.privilege_id)
-)
-UPDATE_PRIVILEGE = Statement(
-    update(custom_privileges)
-    .where(IS_PRIVILEGE)
-    .values({column.name: bindparam(column.name) for column in custom_privileges.c if column.name not in PRIVILEGE_KEY})
-)
+INSERT_PRIVILEGE = Statement(insert_row(custom_privileges))
+UPDATE_PRIVILEGE = Statement(update_row(custom_privileges, IS_PRIVILEGE))
 READ_PRIVILEGE = Statement(select(custom_privileges).where(IS_PRIVILEGE))
 LOCK_PRIVILEGE = Statement(select(custom_privileges.c.revision).where(IS_PRIVILEGE).with_for_update())
 DELETE_PRIVILEGE = Statement(delete(custom_privileges).where(IS_PRIVILEGE))

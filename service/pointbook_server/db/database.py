@@ -197,13 +197,13 @@ class Database:
         return self._pool.answered_at
 
     @asynccontextmanager
-    async def autocommit(self, *, is_repeated: bool = False) -> AsyncIterator[Connection]:
+    async def autocommit(self, *, reports_outages: bool = True) -> AsyncIterator[Connection]:
         """Acquire a connection on which each statement commits by itself.
 
-        A statement takes one round trip. Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE. If the caller repeats in
-        another way what fails, a failure is not logged as an outage.
+        A statement takes one round trip. Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE. A caller that does in
+        another way what failed sets `reports_outages` to False: an outage fails there too.
         """
-        with database_errors(_ignore_outage if is_repeated else self._note_outage):
+        with database_errors(self._note_outage) if reports_outages else database_errors():
             async with self._pool.acquire() as driver:
                 yield Connection(driver)
 
@@ -313,10 +313,6 @@ class OutageLog:
 
 def _ignore(_sqlstate: str) -> None:
     """Do nothing: the default without a health check."""
-
-
-def _ignore_outage(_cause: BaseException) -> None:
-    """Do nothing: what failed is repeated, and fails again in an outage."""
 
 
 @asynccontextmanager

@@ -89,7 +89,7 @@ class LedgerTransactions:
         """
         event_batches = [self._new_batch(merchant_id, batch) for merchant_id, batch in batches.items()]
         event_batches = [batch for batch in event_batches if not self._is_contended(batch)]
-        async with self._database.autocommit(is_repeated=True) as connection:
+        async with self._database.autocommit(reports_outages=False) as connection:
             if not self.may_apply_merchants():  # known only now if this is the first connection
                 return {}
             applied = await apply_directly(connection, event_batches)

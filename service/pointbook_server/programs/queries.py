@@ -17,11 +17,11 @@ from sqlalchemy import (
     literal,
     select,
     union_all,
-    update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, insert
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from pointbook_server.db.database import Row, Statement
+from pointbook_server.db.row_writes import insert_row, update_row
 from pointbook_server.db.tables import (
     benefits,
     customer_buyers,
@@ -33,22 +33,10 @@ from pointbook_server.db.tables import (
 )
 from pointbook_server.programs.model import Channel, Criteria, PhoneNumberType, Program, Store, ValidationSettings
 
-STORE_KEY = {"store_id", "merchant_id"}
-PROGRAM_KEY = {"merchant_id", "program_id"}
 IS_STORE = and_(stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant"))
 IS_PROGRAM = and_(programs.c.merchant_id == bindparam("merchant"), programs.c.program_id == bindparam("program"))
-# Keys are not among the values that an update writes: Citus refuses to change them.
-INSERT_STORE = Statement(
-    insert(stores)
-    .values({column.name: bindparam(column.name) for column in stores.c})
-    .on_conflict_do_nothing()
-    .returning(stores.c.store_id)
-)
-UPDATE_STORE = Statement(
-    update(stores)
-    .where(IS_STORE)
-    .values({column.name: bindparam(column.name) for column in stores.c if column.name not in STORE_KEY})
-)
+INSERT_STORE = Statement(insert_row(stores))
+UPDATE_STORE = Statement(update_row(stores, IS_STORE))
 LOCK_STORE = Statement(select(stores).where(IS_STORE).with_for_update())
 READ_STORE = Statement(select(stores).where(IS_STORE))
 READ_STORE_OWNER = Statement(select(stores.c.merchant_id).where(stores.c.store_id == bindparam("store")))
@@ -88,17 +76,8 @@ READ_USES = Statement(
     ).limit(1)
 )
 DELETE_STORE = Statement(delete(stores).where(IS_STORE))
-INSERT_PROGRAM = Statement(
-    insert(programs)
-    .values({column.name: bindparam(column.name) for column in programs.c})
-    .on_conflict_do_nothing()
-    .returning(programs.c.program_id)
-)
-UPDATE_PROGRAM = Statement(
-    update(programs)
-    .where(IS_PROGRAM)
-    .values({column.name: bindparam(column.name) for column in programs.c if column.name not in PROGRAM_KEY})
-)
+INSERT_PROGRAM = Statement(insert_row(programs))
+UPDATE_PROGRAM = Statement(update_row(programs, IS_PROGRAM))
 READ_PROGRAM = Statement(select(programs).where(IS_PROGRAM))
 READ_PROGRAMS = Statement(
     select(programs).where(

@@ -21,7 +21,7 @@ from pointbook_server.rpc.request_reader import RequestReader
 from pointbook_server.rpc.running_calls import RunningCalls, current_task
 from pointbook_server.rpc.status_mapping import abort, grpc_code
 
-PACKAGE = "pointbook.v1."
+PACKAGE = "/pointbook.v1."
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 REQUEST_SECONDS_MAX = 10.0
 """How long the request of an authenticated caller may take to arrive: 1 MiB at just under 1 Mbit/s."""
@@ -79,7 +79,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
                     response_serializer=handler.response_serializer,
                 )
             else:
-                access = METHODS.get(method.removeprefix(f"/{PACKAGE}"))
+                access = METHODS.get(method.removeprefix(PACKAGE))
                 authorized = self._authorize(access, handler.unary_unary, handler.request_deserializer)
                 self._handlers[method] = grpc.stream_unary_rpc_method_handler(
                     self._guard(method, authorized), response_serializer=handler.response_serializer
@@ -178,7 +178,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
             principal = current_principal.get(None)
             return raised if principal is None else principal.visible_error(raised)
         if isinstance(raised, asyncio.CancelledError):
-            if self._running_calls.has_exceeded_deadline(task):
+            if self._running_calls.accept_deadline(task):
                 return PointbookError(Reason.DEADLINE_EXCEEDED, "The call exceeded its deadline.")
             if task.cancelling():
                 raise raised

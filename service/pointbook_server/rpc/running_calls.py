@@ -19,7 +19,7 @@ def current_task() -> asyncio.Task[Any]:
 class RunningCalls:
     """The tasks of running calls, each cancelled at its deadline.
 
-    One timer serves all calls, because a timer for each call would cost more than the rest of its bookkeeping.
+    One timer serves all calls: a timer for each would cost every call, and hardly any reaches its deadline.
     `grpc.aio.Server.stop` returns before handlers have cleaned up after themselves, so a stopping server waits.
     """
 
@@ -47,10 +47,10 @@ class RunningCalls:
         self._deadlines.pop(task, None)
         self._late.discard(task)
 
-    def has_exceeded_deadline(self, task: asyncio.Task[Any]) -> bool:
-        """Return whether a call was cancelled at its deadline, and only there.
+    def accept_deadline(self, task: asyncio.Task[Any]) -> bool:
+        """Undo the cancellation of a call at its deadline, so that it can send its status.
 
-        If so, the call continues: it has to send its status.
+        Return False if the call was not cancelled there, or by something else as well.
         """
         return task in self._late and task.uncancel() == 0
 
