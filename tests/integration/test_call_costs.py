@@ -23,12 +23,12 @@ TOLERANCES = (0.75, 1.1)
 """How far a cost may be from its figure: functions differ between versions of Python and libraries."""
 
 COSTS = {
-    "PointsService/ApplyPointsUpdate": Cost(2, 850),
+    "PointsService/ApplyPointsUpdate": Cost(2, 820),
     "PointsService/BatchApplyPointsUpdates": Cost(2, 215),
-    "PointsService/GetPointsAccount": Cost(1, 540),
-    "RedemptionService/ValidateRedemption": Cost(3, 920),
-    "RedemptionService/IssueValidationCode": Cost(15, 3_970),
-    "RedemptionService/RedeemPoints": Cost(11, 2_750),
+    "PointsService/GetPointsAccount": Cost(1, 520),
+    "RedemptionService/ValidateRedemption": Cost(3, 890),
+    "RedemptionService/IssueValidationCode": Cost(15, 3_800),
+    "RedemptionService/RedeemPoints": Cost(11, 2_630),
 }
 """The figures of a call to an idle server on Python 3.11, for a batch per update."""
 

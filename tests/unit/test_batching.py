@@ -8,7 +8,8 @@ import pytest
 
 from pointbook_server.errors import PointbookError
 from pointbook_server.reasons import Reason
-from pointbook_server.rpc.batching import Batcher
+from pointbook_server.rpc import batching
+from pointbook_server.rpc.batching import QUIET_SECONDS, WAIT_SECONDS_MAX, WAIT_SIZE, Batcher
 
 TURNS = 20
 """More turns of the event loop than the batcher needs to do all it can without a result."""
@@ -57,7 +58,6 @@ async def settle() -> None:
 
 
 async def test_idle_batcher_sends_at_once() -> None:
-    """There is no timer."""
     sender = Sender()
     batcher = new_batcher(sender)
 
@@ -93,6 +93,105 @@ async def test_items_submitted_together_share_a_batch() -> None:
     await asyncio.gather(*batcher.submit("a", ["1"]), *batcher.submit("a", ["2"]))
 
     assert sender.batches == [("a", ["1", "2"])]
+
+
+@dataclass
+class StoppedClock:
+    """A clock that a test moves."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        """Return its time."""
+        return self.now
+
+
+@pytest.fixture
+async def busy(monkeypatch: pytest.MonkeyPatch) -> tuple[Batcher[str, str, str], Sender, StoppedClock]:
+    """Return a batcher whose latest batch had several items, and its clock."""
+    clock = StoppedClock()
+    monkeypatch.setattr(batching, "monotonic", clock)
+    sender = Sender()
+    batcher = new_batcher(sender, batch_max=100)
+    await asyncio.gather(*batcher.submit("a", ["1", "2", "3"]))
+    sender.batches.clear()
+    return batcher, sender, clock
+
+
+async def test_calls_that_follow_each_other_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "monotonic", StoppedClock())
+    sender = Sender()
+    batcher = new_batcher(sender)
+
+    for number in range(5):
+        await asyncio.gather(*batcher.submit("a", [f"{number}"]))
+
+    assert [items for _, items in sender.batches] == [["0"], ["1"], ["2"], ["3"], ["4"]]
+
+
+async def test_concurrent_calls_join_a_batch_until_none_arrives(
+    busy: tuple[Batcher[str, str, str], Sender, StoppedClock],
+) -> None:
+    batcher, sender, clock = busy
+    results = batcher.submit("a", ["4"])
+    await settle()
+    clock.now += QUIET_SECONDS / 2
+    results += batcher.submit("a", ["5"])
+    await settle()
+    clock.now += QUIET_SECONDS / 2
+    await settle()
+    assert not sender.batches
+
+    clock.now += QUIET_SECONDS
+
+    assert await asyncio.gather(*results) == ["a:4", "a:5"]
+    assert sender.batches == [("a", ["4", "5"])]
+
+
+async def test_batch_leaves_in_time_even_if_items_keep_arriving(
+    busy: tuple[Batcher[str, str, str], Sender, StoppedClock],
+) -> None:
+    batcher, sender, clock = busy
+    results = []
+    while not sender.batches:
+        results += batcher.submit("a", ["item"])
+        await settle()
+        clock.now += QUIET_SECONDS * 0.75
+
+    assert 1 < len(sender.batches[0][1]) < WAIT_SIZE
+    assert WAIT_SECONDS_MAX <= clock.now < 2 * WAIT_SECONDS_MAX
+    await drain(batcher, clock)
+
+
+async def test_large_batch_does_not_wait(busy: tuple[Batcher[str, str, str], Sender, StoppedClock]) -> None:
+    batcher, sender, _ = busy
+
+    await asyncio.gather(*batcher.submit("a", ["item"] * WAIT_SIZE))
+
+    assert [len(items) for _, items in sender.batches] == [WAIT_SIZE]
+
+
+async def test_batches_stop_waiting_once_calls_follow_each_other(
+    busy: tuple[Batcher[str, str, str], Sender, StoppedClock],
+) -> None:
+    batcher, _, clock = busy
+    for _ in range(20):
+        (result,) = batcher.submit("a", ["item"])
+        await settle()
+        if result.done():
+            return
+        clock.now += QUIET_SECONDS
+        await result
+
+    pytest.fail("each call waited")
+
+
+async def drain(batcher: Batcher[str, str, str], clock: StoppedClock) -> None:
+    """Wait for all batches while the clock moves."""
+    draining = asyncio.create_task(batcher.drain())
+    while not draining.done():
+        clock.now += QUIET_SECONDS
+        await settle()
 
 
 async def test_batch_contains_the_items_of_one_key() -> None:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from time import monotonic
 from typing import Generic, TypeVar
 
 from pointbook_server.errors import PointbookError
@@ -12,13 +13,20 @@ from pointbook_server.reasons import Reason
 
 RETRY_AFTER_SECONDS = 0.5
 
-QUIET_TURNS = 2
-"""A batch leaves after this many consecutive turns of the event loop without a new item.
+SHARED_SIZE = 1.5
+"""Batches wait for more items while recent ones had this many on average."""
+RECENT_WEIGHT = 0.3
+"""The weight of the latest batch in the average size of recent batches."""
+WAIT_SECONDS_MAX = 0.003
+"""The longest time that a batch waits for more items."""
+WAIT_SIZE = 32
+"""A batch of this size does not wait: more items would hardly make it cheaper per item."""
+QUIET_SECONDS = 0.0002
+"""A batch leaves after this time without a new item, and QUIET_TURNS turns of the event loop.
 
-Requests are read in several steps after their calls were admitted, so a single quiet turn is often just a gap.
+gRPC admits one call per turn and reads its request in several more, so an empty turn is often just a gap.
 """
-TURNS_MAX = 16
-"""The most turns of the event loop that a batch waits for more items."""
+QUIET_TURNS = 2
 
 K = TypeVar("K")
 I = TypeVar("I")  # noqa: E741 - an item
@@ -36,9 +44,9 @@ class _QueuedItem(Generic[I, R]):
 class Batcher(Generic[K, I, R]):
     """A bounded queue whose items are sent in batches, each with the items of one key.
 
-    The next batch of a key leaves when the previous one has returned. There is no timer, so a call to an idle server
-    does not wait. At most one batch of each key is in flight, so its items keep their order, and at most
-    `max_concurrent_batches` of all keys.
+    The next batch of a key leaves when the previous one has returned. While calls are concurrent, it first waits for
+    the items that arrive just then; calls that follow each other never wait. At most one batch of each key is in
+    flight, so its items keep their order, and at most `max_concurrent_batches` of all keys.
 
     `send` returns a result or an error for each item of a batch. If it raises PointbookError, every item of the batch
     gets that error, and so do the queued items that were submitted together with the last one: an item is never sent
@@ -68,6 +76,8 @@ class Batcher(Generic[K, I, R]):
         self._max_concurrent_batches = max_concurrent_batches
         self._queues: dict[K, deque[_QueuedItem[I, R]]] = {}
         self._count = 0
+        self._recent_size = 1.0
+        """The average size of recent batches, those sent together counted as one."""
         self._keys_in_flight: set[K] = set()
         self._separate_keys: set[K] = set()
         """The queued keys whose next batch must not be sent together with others."""
@@ -124,6 +134,8 @@ class Batcher(Generic[K, I, R]):
                 try:
                     await self._wait_for_more(key)
                     batches = self._pop_batches(key)
+                    size = sum(map(len, batches.values()))
+                    self._recent_size += RECENT_WEIGHT * (size - self._recent_size)
                     await self._send_batches(batches)
                 finally:
                     self._keys_in_flight.difference_update(batches)
@@ -140,22 +152,28 @@ class Batcher(Generic[K, I, R]):
     async def _wait_for_more(self, key: K) -> None:
         """Yield to the loop so that concurrent calls can join this batch.
 
-        Larger batches cost less per item.
+        Larger batches cost less per item. While the loop is busy, waiting costs nothing: more calls are admitted.
         """
-        if key in self._separate_keys:
-            return  # It has waited before.
+        if self._recent_size < SHARED_SIZE or key in self._separate_keys:
+            return  # A separate batch has waited before.
         self._is_collecting = self._merges_keys()
         try:
-            count = quiet_turns = 0
-            for _ in range(TURNS_MAX):
-                waiting = self._count if self._is_collecting else len(self._queues[key])
-                quiet_turns = quiet_turns + 1 if waiting == count else 0
-                if quiet_turns == QUIET_TURNS:
+            count = turns = 0
+            started = changed = now = monotonic()
+            while (waiting := self._waiting_size(key)) < WAIT_SIZE and now - started < WAIT_SECONDS_MAX:
+                if waiting != count:
+                    count, turns, changed = waiting, 0, now
+                elif turns >= QUIET_TURNS and now - changed >= QUIET_SECONDS:
                     return
-                count = waiting
                 await asyncio.sleep(0)
+                turns += 1
+                now = monotonic()
         finally:
             self._is_collecting = False
+
+    def _waiting_size(self, key: K) -> int:
+        """Return how many items the next batch of a key would have."""
+        return self._count if self._is_collecting else len(self._queues[key])
 
     def _merges_keys(self) -> bool:
         return self._send_together is not None and self._may_send_together()
