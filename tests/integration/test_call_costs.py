@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from pointbook.v1 import points_pb2, redemption_pb2
 from support.call_costs import Cost, measure_calls
 from support.clocks import NOW_MS, at
+from support.codes import add_customers, issue_and_read_code
 from support.redemption import customer_ref, earn, redeem_request, validate_request
 from support.servers import Service
 from support.shops import Shop
@@ -25,12 +26,23 @@ TOLERANCES = (0.75, 1.1)
 COSTS = {
     "PointsService/ApplyPointsUpdate": Cost(2, 820),
     "PointsService/BatchApplyPointsUpdates": Cost(2, 215),
-    "PointsService/GetPointsAccount": Cost(1, 520),
+    "PointsService/GetPointsAccount": Cost(1, 500),
     "RedemptionService/ValidateRedemption": Cost(3, 890),
-    "RedemptionService/IssueValidationCode": Cost(15, 3_800),
-    "RedemptionService/RedeemPoints": Cost(11, 2_630),
+    "RedemptionService/IssueValidationCode": Cost(12, 2_950),
+    "RedemptionService/RedeemPoints": Cost(11, 2_430),
 }
 """The figures of a call to an idle server on Python 3.11, for a batch per update."""
+
+
+WITH_CODE = Cost(20, 4_420)
+"""The figures of RedeemPoints with a one-time code."""
+
+
+def assert_cost(cost: Cost, goal: Cost) -> None:
+    """Check a cost against its figures."""
+    assert cost.round_trips == goal.round_trips
+    low, high = TOLERANCES
+    assert low * goal.function_calls <= cost.function_calls <= high * goal.function_calls
 
 
 def buyer_of(number: int) -> str:
@@ -82,6 +94,22 @@ async def test_the_cost_of_a_call_is_known(
     goal = COSTS[method]
     figure(f"{name}: round trips to the database", cost.round_trips, f"{goal.round_trips}")
     figure(f"{name}: calls of functions, each update", cost.function_calls / per_call, f"about {goal.function_calls:,}")
-    assert cost.round_trips == goal.round_trips
-    low, high = TOLERANCES
-    assert low * goal.function_calls <= cost.function_calls / per_call <= high * goal.function_calls
+    assert_cost(Cost(cost.round_trips, cost.function_calls / per_call), goal)
+
+
+async def test_the_cost_of_a_redemption_with_a_code_is_known(
+    service: Service, admin_token: str, shop: Shop, figure: Callable[[str, float | str, str], None]
+) -> None:
+    buyers = [buyer_of(number) for number in range(CALLS)]
+    await add_customers(service.client, shop, buyers)
+    requests = []
+    for buyer in buyers:
+        customer = customer_ref(shop, buyer)
+        challenge_id, code = await issue_and_read_code(service, shop, 10, customer=customer)
+        requests.append(redeem_request(shop, customer=customer, validation_code=code, challenge_id=challenge_id))
+
+    cost = await measure_calls(service.server, admin_token, "RedemptionService/RedeemPoints", requests)
+
+    figure("RedeemPoints with a code: round trips to the database", cost.round_trips, f"{WITH_CODE.round_trips}")
+    figure("RedeemPoints with a code: calls of functions", cost.function_calls, f"about {WITH_CODE.function_calls:,}")
+    assert_cost(cost, WITH_CODE)

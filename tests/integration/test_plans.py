@@ -117,7 +117,6 @@ async def test_plan_made_for_an_empty_table_suits_a_full_one(connection: Any, na
         (redemptions.LIST_BY_MERCHANT, "ix_redemptions_created"),
         (codes.LOCK_LIVE, "uq_validation_challenges_live"),
         (codes.READ_LIVE, "uq_validation_challenges_live"),
-        (codes.CONSUME, "uq_validation_challenges_live"),
         (codes.LOCK_CALLED, "ix_validation_challenges_called"),
         (codes.LOCK_COUNTERS, "pk_validation_tallies"),
         (codes.READ_CALL, "pk_missed_calls"),

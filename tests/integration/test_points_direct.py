@@ -12,7 +12,7 @@ from pointbook_server.db import database as database_module
 from pointbook_server.db.database import Database
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError
-from pointbook_server.ledger import event_batch, queries
+from pointbook_server.ledger import event_batch
 from pointbook_server.ledger.event_batch import EventBatch
 from pointbook_server.ledger.model import (
     AccountKey,
@@ -332,16 +332,3 @@ async def test_checkpoints_of_several_merchants_are_written_together(
 
     assert await balances(service, shop) == {"buyer": 1, "many": 300}
     assert await balances(service, second) == {"many": 300}
-
-
-async def test_the_types_of_rows_have_the_columns_that_are_written(database_url: str) -> None:
-    """The driver sends the values of a row in the order of its type's columns."""
-    connection = await asyncpg.connect(database_url)
-    for name, columns in queries.ROW_TYPES.items():
-        found = await connection.fetch(
-            "SELECT attname, format_type(atttypid, NULL) FROM pg_attribute"
-            " WHERE attrelid = CAST($1::text AS regclass) ORDER BY attnum",
-            name,
-        )
-        assert [tuple(row) for row in found] == list(columns.items())
-    await connection.close()

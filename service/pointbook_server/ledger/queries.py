@@ -10,6 +10,7 @@ from sqlalchemy import BindParameter, Text, and_, any_, bindparam, literal, sele
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from pointbook_server.db.database import Statement
+from pointbook_server.db.row_types import RowTypes, rows_of
 from pointbook_server.db.tables import points_entries
 from pointbook_server.ledger.model import AccountKey, ApplyOutcome, EntryFilter
 
@@ -56,12 +57,11 @@ ACCOUNT_COLUMNS = {**KEY_COLUMNS, **STATE_COLUMNS, "uncheckpointed": "integer", 
 ENTRY_COLUMNS = {**EVENT_COLUMNS, **RECEIPT_COLUMNS, **DERIVED_COLUMNS, **SETTLEMENT_COLUMNS}
 CHECKPOINT_COLUMNS = {**KEY_COLUMNS, **STATE_COLUMNS}
 MERCHANT_COLUMN = {"merchant_id": "text"}
-ROW_TYPES = {
+ROW_TYPES: RowTypes = {
     "points_account_row": {**MERCHANT_COLUMN, **ACCOUNT_COLUMNS},
     "points_entry_row": {**MERCHANT_COLUMN, **EVENT_COLUMNS, **RECEIPT_COLUMNS, **FOLD_COLUMNS, **SETTLEMENT_COLUMNS},
     "points_checkpoint_row": {**MERCHANT_COLUMN, **CHECKPOINT_COLUMNS},
 }
-"""The database's types of the rows that a batch writes, with their columns in order (decision 0064)."""
 
 
 def _column_list(columns: Iterable[str], prefix: str = "") -> str:
@@ -259,7 +259,7 @@ def _write_batch(*, of_one_merchant: bool, with_checkpoints: bool) -> Statement:
     assignments = ", ".join(f"{name} = excluded.{name}" for name in ACCOUNT_COLUMNS if name not in KEY_COLUMNS)
     parts = {
         "locked": f"""
-            SELECT 1 FROM {_rows("points_account_row")} CROSS JOIN LATERAL (
+            SELECT 1 FROM {rows_of("points_account_row")} CROSS JOIN LATERAL (
                 SELECT revision FROM points_accounts
                 WHERE buyer_id = v.buyer_id AND store_id = v.store_id AND merchant_id = {merchant_id} {lock}
             ) AS a
@@ -267,7 +267,7 @@ def _write_batch(*, of_one_merchant: bool, with_checkpoints: bool) -> Statement:
         """,
         "accounts": f"""
             INSERT INTO points_accounts AS a ({_column_list(ROW_TYPES["points_account_row"])})
-            SELECT {merchant_id}, {_column_list(ACCOUNT_COLUMNS)} FROM {_rows("points_account_row")}
+            SELECT {merchant_id}, {_column_list(ACCOUNT_COLUMNS)} FROM {rows_of("points_account_row")}
             WHERE {unchanged}
             ON CONFLICT (buyer_id, store_id, merchant_id) DO UPDATE SET {assignments}
             WHERE a.revision = excluded.revision - 1
@@ -285,20 +285,12 @@ def _write_batch(*, of_one_merchant: bool, with_checkpoints: bool) -> Statement:
     """)
 
 
-def _rows(row_type: str) -> str:
-    """Return a FROM item `v` with the rows of a parameter.
-
-    It has the name of their type.
-    """
-    return f"unnest(CAST(:{row_type} AS {row_type}[])) AS v"
-
-
 def _insert_rows(row_type: str, table: str, merchant_id: str, condition: str, key: str) -> str:
     """Return an INSERT of new rows, in the order of their key."""
     merchant_column, *columns = ROW_TYPES[row_type]
     return f"""
         INSERT INTO {table} ({merchant_column}, {_column_list(columns)})
-        SELECT {merchant_id}, {_column_list(columns, "v.")} FROM {_rows(row_type)}
+        SELECT {merchant_id}, {_column_list(columns, "v.")} FROM {rows_of(row_type)}
         WHERE {condition}
         ORDER BY {_column_list(key.split(", "), "v.")} ON CONFLICT ({key}) DO NOTHING
         RETURNING 1

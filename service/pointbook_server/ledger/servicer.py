@@ -73,10 +73,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         update = request.update
         received = messages.read_update(update, now_ms, is_present=request.HasField("update"))
         self._batcher.check_capacity(1)
-        (future,) = self._batcher.submit(update.merchant_id, [received])
-        result = await future
-        if isinstance(result, PointbookError):
-            raise result
+        result = await self._batcher.run(update.merchant_id, received)
         response = self._update_response(update, result)
         messages.fill_account_of(response, update, result, now_ms)
         return response

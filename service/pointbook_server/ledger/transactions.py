@@ -108,10 +108,7 @@ class LedgerTransactions:
         Raises QUEUE_FULL.
         """
         self._account_batcher.check_capacity(1)
-        (result,) = self._account_batcher.submit(merchant_id, [key])
-        account = await result
-        if isinstance(account, PointbookError):
-            raise account
+        account = await self._account_batcher.run(merchant_id, key)
         if not lacks_lots(account, at_ms, lots):
             return account
 

@@ -1,12 +1,12 @@
 """SQL of redemption, and the codecs of its rows."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import text
 
 from pointbook_server.db.database import Row, Statement
+from pointbook_server.db.row_types import RowTypes, rows_of
 from pointbook_server.ledger.lots import Draw as EntryDraw
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.redemption.allocation import Allocation
@@ -36,6 +36,7 @@ COLUMNS = {
     "reversed_points": "bigint",
     "actor": "text",
 }
+ROW_TYPES: RowTypes = {"redemption_row": COLUMNS}
 MUTABLE_COLUMNS = ("draws", "holds", "open_points", "released_points", "reversed_points")
 ALL_COLUMNS = ", ".join(("merchant_id", *COLUMNS))
 # The state of a redemption at :now_ms, as in Redemption.state.
@@ -78,8 +79,7 @@ LOCK_AVAILABLE = _statement(f"""
 # Inserting a redemption claims its reference; sorted, so that concurrent inserts cannot deadlock.
 INSERT = _statement(f"""
     INSERT INTO redemptions ({ALL_COLUMNS})
-    SELECT :merchant_id, {", ".join(COLUMNS)}
-    FROM unnest({", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in COLUMNS.items())}) AS v ({", ".join(COLUMNS)})
+    SELECT :merchant_id, {", ".join(COLUMNS)} FROM {rows_of("redemption_row")}
     ORDER BY reference ON CONFLICT DO NOTHING RETURNING 1
 """)
 UPDATE = _statement(f"""
@@ -254,14 +254,8 @@ LIST_NEWEST_CLOSINGS = _newest(
 )
 
 
-def to_columns(redemptions: Sequence[Redemption]) -> dict[str, list[Any]]:
-    """Convert redemptions to one array per column."""
-    columns = zip(*map(_to_row, redemptions), strict=True)
-    return dict(zip(COLUMNS, map(list, columns), strict=True))
-
-
-def _to_row(redemption: Redemption) -> tuple[Any, ...]:
-    """Convert a redemption to COLUMNS."""
+def to_row(redemption: Redemption) -> tuple[Any, ...]:
+    """Convert a redemption to a redemption_row."""
     return (
         redemption.redemption_id,
         redemption.reference,

@@ -1,7 +1,7 @@
 """A batch of redeem commands, run one after the other in one transaction."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from pointbook_server.redemption.context_loader import AccountRepository
 from pointbook_server.redemption.model import AccountHold, HoldState, Redemption, new_redemption_id
 from pointbook_server.redemption.violations import Violation, sort_violations, to_error
 from pointbook_server.validation_codes.model import Challenge
+from pointbook_server.validation_codes.rules import can_be_used
 
 CHANGED_MEANWHILE = Violation.of(
     Reason.REDEMPTION_FAILED, "The customer, the group or the program has changed in the meantime; retry."
@@ -29,13 +30,15 @@ CHANGED_MEANWHILE = Violation.of(
 
 
 class CodeTransactions(Protocol):
-    """The part of one-time codes that locks and consumes them."""
+    """The part of one-time codes that locks and uses them."""
 
-    async def lock(self, connection: Connection, merchant_id: str, customers: Iterable[str]) -> None:
-        """Lock customers' live challenges, in sorted order."""
+    async def lock(self, connection: Connection, merchant_id: str, customers: Iterable[str]) -> list[Challenge]:
+        """Lock customers' live challenges, in sorted order, and return them."""
 
-    async def consume(self, connection: Connection, challenge: Challenge, actor: str, now_ms: int) -> bool:
-        """Consume a code or a missed call; return False if it is no longer live."""
+    async def use(
+        self, connection: Connection, merchant_id: str, used: Sequence[tuple[Challenge, str]], now_ms: int
+    ) -> None:
+        """Use locked challenges, each with the actor."""
 
 
 class _ClaimedBooking(NamedTuple):
@@ -58,13 +61,18 @@ class RedeemBatch:
         ledger: AccountRepository,
         codes: CodeTransactions,
         accounts: dict[AccountKey, Account],
+        *,
         stored: Iterable[Redemption],
+        live: Iterable[Challenge],
     ) -> None:
         self._connection = connection
         self._ledger = ledger
         self._codes = codes
         self._accounts = accounts
         self._stored = {redemption.reference: redemption for redemption in stored}
+        self._live = {challenge.challenge_id: challenge for challenge in live}
+        self._used: list[tuple[Challenge, str]] = []
+        """The challenges that new redemptions use, with their actors."""
         self._new: list[Redemption] = []
         self._new_points: Counter[tuple[str, int]] = Counter()
         """The points of the new redemptions by redeemer and program."""
@@ -80,15 +88,17 @@ class RedeemBatch:
             return error
 
     async def write(self, merchant_id: str, now_ms: int) -> None:
-        """Write the new redemptions and their holds.
+        """Write the new redemptions, the use of their codes, and their holds.
 
         Raises RetryTransactionError if a concurrent call has inserted a reference.
         """
         if not self._new:
             return
-        params = {"merchant_id": merchant_id, **queries.to_columns(self._new)}
+        params = {"merchant_id": merchant_id, "redemption_row": list(map(queries.to_row, self._new))}
         if await self._connection.count_written(queries.INSERT, params) < len(self._new):
             raise RetryTransactionError
+        if self._used:
+            await self._codes.use(self._connection, merchant_id, self._used, now_ms)
         for claimed in self._claimed.values():
             booking = claimed.booking
             await self._ledger.record_settlement(
@@ -138,7 +148,7 @@ class RedeemBatch:
         if program is None:
             raise LookupError("an assessment without violations has a program")
         draws = await self._allocate(assessment) if booking is None else booking.draws
-        await self._consume(pending, context.now_ms)
+        self._use_challenge(pending, context.now_ms)
         redemption = command.redemption(
             assessment, content, program, new_redemption_id(), draws, actor=pending.evidence.actor
         )
@@ -152,13 +162,16 @@ class RedeemBatch:
             self._accounts[account_hold.key] = replace(account, holds=holds)
         return redemption
 
-    async def _consume(self, pending: PendingRedemption, now_ms: int) -> None:
-        """Consume the code or the missed call. Raises its refusal if it is no longer live."""
+    def _use_challenge(self, pending: PendingRedemption, now_ms: int) -> None:
+        """Use the code or the missed call. Raises its refusal if it is no longer live."""
         challenge, evidence = pending.challenge, pending.evidence
         if challenge is None:
             return
-        if not await self._codes.consume(self._connection, challenge, evidence.actor, now_ms):
+        live = self._live.get(challenge.challenge_id)
+        if live is None or not can_be_used(live, challenge, now_ms):
             raise to_error([evidence.rejection])
+        del self._live[challenge.challenge_id]
+        self._used.append((live, evidence.actor))
 
     def _current_context(self, context: RedemptionContext) -> RedemptionContext:
         """Return a context with the effects of the commands so far."""

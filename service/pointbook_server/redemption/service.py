@@ -83,6 +83,12 @@ class RedemptionService:
             waiting_max=REQUESTS_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_BATCHES_MAX,
         )
+        self._reference_batcher: Batcher[str, str, Redemption | None] = Batcher(
+            transactions.find_by_references,
+            batch_max=REQUESTS_IN_BATCH_MAX,
+            waiting_max=REQUESTS_WAITING_MAX,
+            max_concurrent_batches=CONCURRENT_BATCHES_MAX,
+        )
 
     async def assess(self, request: RedemptionRequest) -> Assessment:
         """Assess a request, in a batch with concurrent ones.
@@ -90,10 +96,7 @@ class RedemptionService:
         Raises INVALID_FIELDS if the selectors of a group contradict each other.
         """
         self._assess_batcher.check_capacity(1)
-        (result,) = self._assess_batcher.submit(request.merchant_id, [request])
-        assessment = await result
-        if isinstance(assessment, PointbookError):
-            raise assessment
+        assessment = await self._assess_batcher.run(request.merchant_id, request)
         if not assessment.context.selects_one_group:
             violation = FieldViolation("user_group2", "must choose one group: its fields choose different ones")
             raise PointbookError(Reason.INVALID_FIELDS, "Wrong fields: user_group2.", violations=(violation,))
@@ -180,7 +183,7 @@ class RedemptionService:
         if evidence.is_given or violations:
             # A repeated call must not cost an attempt, nor be refused because of the first call. Without evidence and
             # violations, the transaction finds the stored redemption under its locks.
-            stored = await self._transactions.find_by_reference(request.merchant_id, command.reference)
+            stored = await self._find_by_reference(request.merchant_id, command.reference)
             if stored is not None:
                 return command.check_stored(stored, assessment)
         challenge = await self._find_challenge(request, assessment, evidence) if evidence.is_given else None
@@ -189,17 +192,11 @@ class RedemptionService:
             violations.append(evidence.rejection)
         if violations:
             # A concurrent call with the same reference may have consumed the code.
-            if is_rejected and (
-                stored := await self._transactions.find_by_reference(request.merchant_id, command.reference)
-            ):
+            if is_rejected and (stored := await self._find_by_reference(request.merchant_id, command.reference)):
                 return command.check_stored(stored, assessment)
             raise to_error(sort_violations(violations))
         pending = PendingRedemption(command, assessment, evidence, challenge)
-        (result,) = self._redeem_batcher.submit(request.merchant_id, [pending])
-        redemption = await result
-        if isinstance(redemption, PointbookError):
-            raise redemption
-        return redemption
+        return await self._redeem_batcher.run(request.merchant_id, pending)
 
     async def release_overdue(self, now_ms: int) -> int:
         """Release the redemptions that SHOPLINE has not booked in time; return how many."""
@@ -234,7 +231,7 @@ class RedemptionService:
         """
         redemption_id = command.redemption_id
         if not redemption_id:
-            stored = await self._transactions.find_by_reference(command.merchant_id, command.redeemed_reference)
+            stored = await self._find_by_reference(command.merchant_id, command.redeemed_reference)
             if stored is None:
                 raise redemption_not_found("")
             redemption_id = stored.redemption_id
@@ -259,8 +256,8 @@ class RedemptionService:
 
     async def drain(self) -> None:
         """Wait until no request is being assessed or redeemed."""
-        await self._assess_batcher.drain()
-        await self._redeem_batcher.drain()
+        for batcher in (self._assess_batcher, self._reference_batcher, self._redeem_batcher):
+            await batcher.drain()
 
     def _record(self, attempt: Attempt, reasons: tuple[RefusalReason, ...]) -> None:
         """Record a refusal for support, unless the call failed instead."""
@@ -276,6 +273,11 @@ class RedemptionService:
         self, merchant_id: str, batch: Sequence[PendingRedemption]
     ) -> list[Redemption | PointbookError]:
         return await self._transactions.redeem(merchant_id, batch, self._clock)
+
+    async def _find_by_reference(self, merchant_id: str, reference: str) -> Redemption | None:
+        """Return the redemption of a reference, or None, in a batch with concurrent calls."""
+        self._reference_batcher.check_capacity(1)
+        return await self._reference_batcher.run(merchant_id, reference)
 
     async def _find_challenge(
         self, request: RedemptionRequest, assessment: Assessment, evidence: ValidationEvidence

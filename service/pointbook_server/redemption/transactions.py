@@ -107,9 +107,8 @@ class RedemptionTransactions:
             stored = await _find_by_references(
                 connection, merchant_id, (pending.command.reference for pending in batch)
             )
-            if challenged:
-                await self._codes.lock(connection, merchant_id, challenged)
-            redeem_batch = RedeemBatch(connection, ledger, self._codes, contexts[0].accounts, stored)
+            live = await self._codes.lock(connection, merchant_id, challenged) if challenged else []
+            redeem_batch = RedeemBatch(connection, ledger, self._codes, contexts[0].accounts, stored=stored, live=live)
             results = [
                 await redeem_batch.redeem(pending, context) for pending, context in zip(batch, contexts, strict=True)
             ]
@@ -118,10 +117,14 @@ class RedemptionTransactions:
 
         return await self._database.transaction(work, planned_once=True)
 
-    async def find_by_reference(self, merchant_id: str, reference: str) -> Redemption | None:
-        """Return the redemption of a reference; None if there is none."""
+    async def find_by_references(
+        self, merchant_id: str, references: Sequence[str]
+    ) -> list[Redemption | PointbookError | None]:
+        """Return the redemption of each reference; None if there is none."""
         async with self._database.autocommit() as connection:
-            return next(iter(await _find_by_references(connection, merchant_id, [reference])), None)
+            redemptions = await _find_by_references(connection, merchant_id, references)
+        stored = {redemption.reference: redemption for redemption in redemptions}
+        return [stored.get(reference) for reference in references]
 
     async def get_redemption(
         self, merchant_id: str, redemption_id: str, reference: str, now_ms: int

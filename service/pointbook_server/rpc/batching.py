@@ -110,6 +110,14 @@ class Batcher(Generic[K, I, R]):
             self._start_worker()
         return [item.result for item in queued]
 
+    async def run(self, key: K, item: I) -> R:
+        """Queue an item, and return its result. Raises its error."""
+        (future,) = self.submit(key, [item])
+        result = await future
+        if isinstance(result, PointbookError):
+            raise result
+        return result
+
     async def drain(self) -> None:
         """Wait until no batch is in flight."""
         while self._workers:

@@ -4,13 +4,13 @@ Transactions lock live challenges first, sorted by customer, and then counters, 
 """
 
 import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import text
 
 from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import Row, Statement
+from pointbook_server.db.row_types import RowTypes, rows_of
 from pointbook_server.programs.model import Channel
 from pointbook_server.validation_codes.model import Challenge, ChallengeState, Delivery, Purpose
 from pointbook_server.validation_codes.rate_limits import SlidingWindowCounter
@@ -62,17 +62,17 @@ AUDIT_COLUMNS = {
     "repeat_key": "text",
     "event_count": "bigint",
 }
+COUNTER_COLUMNS = {"subject": "text", "counts": "jsonb", "revision": "bigint"}
+ROW_TYPES: RowTypes = {
+    "validation_challenge_row": CHALLENGE_COLUMNS,
+    "validation_counter_row": COUNTER_COLUMNS,
+    "validation_audit_row": AUDIT_COLUMNS,
+}
 CHALLENGE = ", ".join(("merchant_id", *CHALLENGE_COLUMNS))
 
 
 def _statement(sql: str) -> Statement:
     return Statement(text(sql))
-
-
-def _unnest(columns: Mapping[str, str]) -> str:
-    """Return the rows of one array parameter for each column."""
-    arrays = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in columns.items())
-    return f"unnest({arrays}) AS v ({', '.join(columns)})"
 
 
 # The state is a literal, because a plan for any state could not use the index of live challenges. OFFSET keeps the
@@ -88,48 +88,65 @@ READ_LIVE = _statement(f"""
     WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE'
         AND (channel = 'MISSED_CALL') = CAST(:is_call AS boolean)
 """)
-# In the order of customers: each may wait for a challenge that another call has inserted.
-INSERT_CHALLENGES = _statement(f"""
-    INSERT INTO validation_challenges ({CHALLENGE})
-    SELECT :merchant_id, {", ".join(CHALLENGE_COLUMNS)} FROM {_unnest(CHALLENGE_COLUMNS)}
-    ORDER BY customer
-    ON CONFLICT DO NOTHING RETURNING 1
-""")
-# All rows exist and are locked, so each INSERT becomes an update.
-UPDATE_CHALLENGES = _statement(f"""
-    INSERT INTO validation_challenges ({CHALLENGE})
-    SELECT :merchant_id, {", ".join(CHALLENGE_COLUMNS)} FROM {_unnest(CHALLENGE_COLUMNS)}
-    ORDER BY challenge_id
-    ON CONFLICT (challenge_id, merchant_id) DO UPDATE
-    SET {", ".join(f"{name} = excluded.{name}" for name in CHANGING_COLUMNS)}
-""")
 LOCK_COUNTERS = _statement("""
     SELECT t.* FROM unnest(CAST(:names AS text[])) AS v (subject) CROSS JOIN LATERAL (
         SELECT subject, counts, revision FROM validation_tallies
         WHERE subject = v.subject AND merchant_id = :merchant_id OFFSET 0 FOR UPDATE
     ) AS t
 """)
+# All rows exist and are locked, so each INSERT becomes an update.
+_UPDATE_CHALLENGES = f"""
+    INSERT INTO validation_challenges ({CHALLENGE})
+    SELECT :merchant_id, {", ".join(CHALLENGE_COLUMNS)} FROM {rows_of("validation_challenge_row")}
+    ORDER BY challenge_id
+    ON CONFLICT (challenge_id, merchant_id) DO UPDATE
+    SET {", ".join(f"{name} = excluded.{name}" for name in CHANGING_COLUMNS)}
+    RETURNING 1
+"""
+# In the order of customers: each may wait for a challenge that another call has inserted.
+_INSERT_CHALLENGES = f"""
+    INSERT INTO validation_challenges ({CHALLENGE})
+    SELECT :merchant_id, {", ".join(CHALLENGE_COLUMNS)} FROM {rows_of("validation_challenge_row")}
+    ORDER BY customer
+    ON CONFLICT DO NOTHING RETURNING 1
+"""
 # If two transactions start a counter at once, the second one writes no row and runs again.
-WRITE_COUNTERS = _statement("""
+_WRITE_COUNTERS = f"""
     INSERT INTO validation_tallies AS t (subject, merchant_id, counts, revision, updated_at_ms)
-    SELECT subject, :merchant_id, counts, revision, :now_ms
-    FROM unnest(CAST(:names AS text[]), CAST(:counts AS jsonb[]), CAST(:revisions AS bigint[]))
-        AS v (subject, counts, revision)
+    SELECT subject, :merchant_id, counts, revision, CAST(:now_ms AS bigint) FROM {rows_of("validation_counter_row")}
     ORDER BY subject
     ON CONFLICT (subject, merchant_id) DO UPDATE
     SET counts = excluded.counts, revision = excluded.revision, updated_at_ms = excluded.updated_at_ms
     WHERE t.revision = excluded.revision - 1
     RETURNING 1
-""")
+"""
 # In key order, because existing rows are locked.
-INSERT_AUDIT = _statement(f"""
+_INSERT_AUDIT = f"""
     INSERT INTO validation_audit AS a (merchant_id, at_ms, {", ".join(AUDIT_COLUMNS)})
-    SELECT :merchant_id, CAST(:now_ms AS bigint), {", ".join(AUDIT_COLUMNS)} FROM {_unnest(AUDIT_COLUMNS)}
+    SELECT :merchant_id, CAST(:now_ms AS bigint), {", ".join(AUDIT_COLUMNS)} FROM {rows_of("validation_audit_row")}
     ORDER BY customer, repeat_key, audit_id
     ON CONFLICT (customer, merchant_id, repeat_key) WHERE repeat_key <> '' DO UPDATE
     SET event_count = a.event_count + excluded.event_count,
         last_at_ms = greatest(a.at_ms, a.last_at_ms, excluded.at_ms)
-""")
+    RETURNING 1
+"""
+INSERT_AUDIT = _statement(_INSERT_AUDIT)
+
+
+def _write(challenges: str) -> Statement:
+    """Build a statement that writes challenges, counters and the audit.
+
+    It returns how many challenges and counters it wrote.
+    """
+    return _statement(f"""
+        WITH challenges AS ({challenges}), counters AS ({_WRITE_COUNTERS}), records AS ({_INSERT_AUDIT})
+        SELECT (SELECT count(*) FROM challenges) AS challenge_count, (SELECT count(*) FROM counters) AS counter_count
+    """)
+
+
+# Two statements, because a replaced challenge must leave the unique index of live ones before the new one enters it.
+UPDATE = _write(_UPDATE_CHALLENGES)
+INSERT = _write(_INSERT_CHALLENGES)
 # The newest events of each customer, read by the key alone, so that the cost grows with the page and not with the
 # history. An event that was repeated after start_ms began at most a day before it.
 LIST_EVENTS = _statement(f"""
@@ -144,14 +161,6 @@ LIST_EVENTS = _statement(f"""
         ORDER BY at_ms DESC, audit_id DESC LIMIT :limit
     ) AS e
     ORDER BY at_ms DESC, event_id DESC LIMIT :limit
-""")
-# The code may have been renewed since it was compared. A missed call needs no code, but must be confirmed.
-CONSUME = _statement("""
-    UPDATE validation_challenges SET state = 'USED'
-    WHERE customer = :customer AND merchant_id = :merchant_id AND state = 'LIVE' AND challenge_id = :challenge_id
-        AND code_digest = :code_digest AND expires_at_ms > :now_ms
-        AND (channel <> 'MISSED_CALL' OR confirmed_at_ms IS NOT NULL)
-    RETURNING 1
 """)
 END_LIVE = _statement("""
     UPDATE validation_challenges SET state = 'ENDED'
@@ -210,14 +219,8 @@ DELETE_OLD = {
 }
 
 
-def to_columns(challenges: Sequence[Challenge]) -> dict[str, list[Any]]:
-    """Convert challenges to one array for each column."""
-    columns = zip(*map(_to_row, challenges), strict=True)
-    return dict(zip(CHALLENGE_COLUMNS, map(list, columns), strict=True))
-
-
-def _to_row(challenge: Challenge) -> tuple[Any, ...]:
-    """Convert a challenge to CHALLENGE_COLUMNS."""
+def challenge_to_row(challenge: Challenge) -> tuple[Any, ...]:
+    """Convert a challenge to a validation_challenge_row."""
     purpose = challenge.purpose
     return (
         challenge.challenge_id,
@@ -242,7 +245,7 @@ def _to_row(challenge: Challenge) -> tuple[Any, ...]:
     )
 
 
-def to_challenge(row: Row) -> Challenge:
+def challenge_from_row(row: Row) -> Challenge:
     """Convert a row of the columns of CHALLENGE to a challenge."""
     (
         merchant_id,
@@ -285,11 +288,11 @@ def to_challenge(row: Row) -> Challenge:
     )
 
 
-def write_counts(counter: SlidingWindowCounter) -> str:
-    """Return the counts of a counter as JSON."""
-    return json.dumps(counter.counts)
+def counter_to_row(name: str, counter: SlidingWindowCounter) -> tuple[str, str, int]:
+    """Convert a changed counter to a validation_counter_row."""
+    return (name, json.dumps(counter.counts), counter.revision + 1)
 
 
-def to_counter(row: Row) -> SlidingWindowCounter:
+def counter_from_row(row: Row) -> SlidingWindowCounter:
     """Convert a row of validation_tallies to a counter."""
     return SlidingWindowCounter(tuple((at_ms, count) for at_ms, count in json.loads(row.counts)), row.revision)

@@ -7,6 +7,7 @@ from pointbook_server.validation_codes.key_ring import KeyRing
 from pointbook_server.validation_codes.model import (
     COOLDOWN_MS,
     Challenge,
+    ChallengeKind,
     ChallengeSubject,
     Delivery,
     Purpose,
@@ -49,4 +50,17 @@ def is_valid_for(challenge: Challenge, purpose: Purpose, route: Route, keys: Key
         and challenge.destination_digest
         == keys.destination_digest(challenge.key_id, purpose.merchant_id, route.bound_to)
         and now_ms < challenge.expires_at_ms
+    )
+
+
+def can_be_used(live: Challenge, challenge: Challenge, now_ms: int) -> bool:
+    """Return whether the live challenge is the one that was checked, with its code.
+
+    The code may have been renewed since it was compared. A missed call needs no code, but must be confirmed.
+    """
+    return (
+        live.challenge_id == challenge.challenge_id
+        and live.code_digest == challenge.code_digest
+        and now_ms < live.expires_at_ms
+        and (live.kind is ChallengeKind.CODE or live.confirmed_at_ms is not None)
     )

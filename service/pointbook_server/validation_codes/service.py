@@ -244,10 +244,7 @@ class ValidationCodes:
     async def _submit(self, merchant_id: str, command: Command[T]) -> T:
         """Run a command in a transaction shared with the merchant's other commands."""
         self._batcher.check_capacity(1)
-        (future,) = self._batcher.submit(merchant_id, [command])
-        result: T | PointbookError = await future
-        if isinstance(result, PointbookError):
-            raise result
+        result: T = await self._batcher.run(merchant_id, command)
         return result
 
     async def _run_batch(self, merchant_id: str, commands: Sequence[Command[Any]]) -> list[Any]:

@@ -4,14 +4,16 @@ Each locks live challenges by customer first, then counters by name.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
-from typing import Any, TypeVar
+from itertools import starmap
+from types import MappingProxyType
+from typing import TypeVar
 
 from pointbook_server.clock import time_ordered_id
 from pointbook_server.customers import phones
-from pointbook_server.db.database import Connection, Database
+from pointbook_server.db.database import Connection, Database, Statement
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError
 from pointbook_server.rpc.pagination import PageQuery
@@ -27,7 +29,13 @@ from pointbook_server.validation_codes.audit import (
 )
 from pointbook_server.validation_codes.commands import Command, counter_names_of
 from pointbook_server.validation_codes.locked_state import LockedState
-from pointbook_server.validation_codes.model import Challenge, ChallengeKind, MissedCall, ValidationEvent
+from pointbook_server.validation_codes.model import (
+    Challenge,
+    ChallengeKind,
+    ChallengeState,
+    MissedCall,
+    ValidationEvent,
+)
 from pointbook_server.validation_codes.rate_limits import LONGEST_WINDOW_MS, SlidingWindowCounter
 
 CLEAN_UP_COUNT = 1_000
@@ -63,33 +71,22 @@ class ValidationCodeTransactions:
         params = {"merchant_id": merchant_id, "customer": customer, "is_call": kind is ChallengeKind.MISSED_CALL}
         async with self._database.autocommit() as connection:
             row = await connection.fetch_one(queries.READ_LIVE, params)
-        return None if row is None else queries.to_challenge(row)
+        return None if row is None else queries.challenge_from_row(row)
 
-    async def lock(self, connection: Connection, merchant_id: str, customers: Iterable[str]) -> None:
-        """Lock customers' live challenges in the caller's transaction, in lock order."""
-        await connection.fetch(queries.LOCK_LIVE, {"merchant_id": merchant_id, "customers": sorted(customers)})
+    async def lock(self, connection: Connection, merchant_id: str, customers: Iterable[str]) -> list[Challenge]:
+        """Lock customers' live challenges in the caller's transaction, and return them."""
+        return await _lock_live(connection, merchant_id, customers)
 
-    async def consume(self, connection: Connection, challenge: Challenge, actor: str, now_ms: int) -> bool:
-        """Use a challenge in the caller's transaction.
-
-        Return False if it is no longer live, or was renewed.
+    async def use(
+        self, connection: Connection, merchant_id: str, used: Sequence[tuple[Challenge, str]], now_ms: int
+    ) -> None:
+        """Use locked challenges in the caller's transaction, each with the actor.
 
         Source: docs/reference/validation-codes.md#single-use
         """
-        merchant_id = challenge.purpose.merchant_id
-        params = {
-            "merchant_id": merchant_id,
-            "customer": challenge.purpose.customer,
-            "challenge_id": challenge.challenge_id,
-            "code_digest": challenge.code_digest,
-            "now_ms": now_ms,
-        }
-        if not await connection.count_written(queries.CONSUME, params):
-            return False
-        await _insert_audit(
-            connection, merchant_id, [challenge_record(AuditAction.USE, USED, challenge, actor)], now_ms
-        )
-        return True
+        challenges = [challenge._replace(state=ChallengeState.USED) for challenge, _ in used]
+        records = [challenge_record(AuditAction.USE, USED, challenge, actor) for challenge, actor in used]
+        await _write_rows(connection, queries.UPDATE, merchant_id, now_ms, challenges=challenges, records=records)
 
     async def end(self, connection: Connection, merchant_id: str, customer: str, reason: str, now_ms: int) -> None:
         """End a customer's live challenges in the caller's transaction.
@@ -126,7 +123,7 @@ class ValidationCodeTransactions:
             row = await connection.fetch_one(queries.LOCK_CALLED, params | call_params)
             if row is None:
                 return ""
-            challenge = queries.to_challenge(row)
+            challenge = queries.challenge_from_row(row)
             confirmed = params | {"challenge_id": challenge.challenge_id}
             await connection.execute(queries.CONFIRM, confirmed)
             await connection.execute(queries.SET_CALL_CHALLENGE, confirmed)
@@ -170,15 +167,19 @@ class ValidationCodeTransactions:
 
 async def _lock(connection: Connection, merchant_id: str, commands: Sequence[Command[T]], now_ms: int) -> LockedState:
     """Lock all rows that some commands need; a counter without a row is empty."""
-    params = {"merchant_id": merchant_id, "customers": sorted({command.customer for command in commands})}
-    live = map(queries.to_challenge, await connection.fetch(queries.LOCK_LIVE, params))
+    live = await _lock_live(connection, merchant_id, {command.customer for command in commands})
     names = counter_names_of(commands)
     counters = dict.fromkeys(names, SlidingWindowCounter())
     if names:
         rows = await connection.fetch(queries.LOCK_COUNTERS, {"merchant_id": merchant_id, "names": names})
-        counters |= {row.subject: queries.to_counter(row) for row in rows}
+        counters |= {row.subject: queries.counter_from_row(row) for row in rows}
     live_by_kind = {(challenge.purpose.customer, challenge.kind): challenge for challenge in live}
     return LockedState(now_ms, live_by_kind, counters)
+
+
+async def _lock_live(connection: Connection, merchant_id: str, customers: Iterable[str]) -> list[Challenge]:
+    params = {"merchant_id": merchant_id, "customers": sorted(customers)}
+    return [queries.challenge_from_row(row) for row in await connection.fetch(queries.LOCK_LIVE, params)]
 
 
 def _run_command(command: Command[T], state: LockedState) -> T | PointbookError:
@@ -196,47 +197,66 @@ async def _write(connection: Connection, merchant_id: str, state: LockedState) -
     changes = state.changed_challenges.items()
     updated = [challenge for challenge_id, challenge in changes if challenge_id not in state.opened_ids]
     opened = [challenge for challenge_id, challenge in changes if challenge_id in state.opened_ids]
-    # A replaced challenge must leave the unique index of live ones before the new one enters it.
-    if updated:
-        params = {"merchant_id": merchant_id, **queries.to_columns(updated)}
-        await connection.execute(queries.UPDATE_CHALLENGES, params)
-    if opened:
-        params = {"merchant_id": merchant_id, **queries.to_columns(opened)}
-        if await connection.count_written(queries.INSERT_CHALLENGES, params) < len(opened):
-            raise RetryTransactionError
-    await _write_counters(connection, merchant_id, state)
-    await _insert_audit(connection, merchant_id, state.audit, state.now_ms)
+    counters = {name: state.counters[name] for name in sorted(state.changed_counters)}
+    if opened and updated:
+        await _write_rows(connection, queries.UPDATE, merchant_id, state.now_ms, challenges=updated)
+    statement, challenges = (queries.INSERT, opened) if opened else (queries.UPDATE, updated)
+    await _write_rows(
+        connection,
+        statement,
+        merchant_id,
+        state.now_ms,
+        challenges=challenges,
+        records=state.audit,
+        counters=counters,
+    )
 
 
-async def _write_counters(connection: Connection, merchant_id: str, state: LockedState) -> None:
-    names = sorted(state.changed_counters)
-    if not names:
-        return
-    counters = [state.counters[name] for name in names]
+async def _write_rows(
+    connection: Connection,
+    statement: Statement,
+    merchant_id: str,
+    now_ms: int,
+    *,
+    challenges: Sequence[Challenge],
+    records: Iterable[AuditRecord] = (),
+    counters: Mapping[str, SlidingWindowCounter] = MappingProxyType({}),
+) -> None:
+    """Run queries.UPDATE or queries.INSERT.
+
+    Raises RetryTransactionError if another transaction inserted a row first.
+    """
     params = {
         "merchant_id": merchant_id,
-        "names": names,
-        "counts": [queries.write_counts(counter) for counter in counters],
-        "revisions": [counter.revision + 1 for counter in counters],
-        "now_ms": state.now_ms,
+        "now_ms": now_ms,
+        "validation_challenge_row": list(map(queries.challenge_to_row, challenges)),
+        "validation_counter_row": list(starmap(queries.counter_to_row, counters.items())),
+        "validation_audit_row": _audit_rows(records),
     }
-    if await connection.count_written(queries.WRITE_COUNTERS, params) < len(names):
+    (counts,) = await connection.fetch(statement, params)
+    if tuple(counts) != (len(challenges), len(counters)):
         raise RetryTransactionError
 
 
-async def _insert_audit(connection: Connection, merchant_id: str, records: Iterable[AuditRecord], now_ms: int) -> None:
-    """Write records of the audit; a repetition in a period only increments a count."""
-    rows: dict[str, tuple[Any, ...]] = {}
+async def _insert_audit(connection: Connection, merchant_id: str, records: Sequence[AuditRecord], now_ms: int) -> None:
+    if records:
+        params = {"merchant_id": merchant_id, "now_ms": now_ms, "validation_audit_row": _audit_rows(records)}
+        await connection.execute(queries.INSERT_AUDIT, params)
+
+
+def _audit_rows(records: Iterable[AuditRecord]) -> list[tuple[str | int, ...]]:
+    """Convert records to validation_audit_rows.
+
+    A repetition in a period only adds to a count.
+    """
+    rows: dict[str, tuple[str | int, ...]] = {}
     counts: Counter[str] = Counter()
     for record in records:
         audit_id, repeat_key = time_ordered_id(), _repeat_key(record)
         key = f"{record.customer} {repeat_key}" if repeat_key else audit_id
         rows.setdefault(key, (audit_id, *record.columns, repeat_key))
         counts[key] += 1
-    if rows:
-        columns = zip(*((*row, counts[key]) for key, row in rows.items()), strict=True)
-        params = dict(zip(queries.AUDIT_COLUMNS, map(list, columns), strict=True))
-        await connection.execute(queries.INSERT_AUDIT, {"merchant_id": merchant_id, "now_ms": now_ms, **params})
+    return [(*row, counts[key]) for key, row in rows.items()]
 
 
 def _repeat_key(record: AuditRecord) -> str:

@@ -1,0 +1,14 @@
+"""Rows as parameters: arrays of composite types of the database (decision 0064)."""
+
+from collections.abc import Mapping
+
+RowTypes = Mapping[str, Mapping[str, str]]
+"""The database's types of rows, with their columns and types in order."""
+
+
+def rows_of(row_type: str) -> str:
+    """Return a FROM item `v` with the rows of a parameter.
+
+    It has the name of their type.
+    """
+    return f"unnest(CAST(:{row_type} AS {row_type}[])) AS v"
