@@ -17,9 +17,24 @@ from load.requests import SECRET
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from reporting.progress import StepProgress
 from reporting.results import Result, print_table, write_json
+from scenarios.cpu_time import CPU_SECONDS, WARM_UP_SECONDS, measure_cpu_time
 from scenarios.memory import measure_memory
 from scenarios.populations import Populations, plan_populations
-from scenarios.rates import APPLY, BATCH, GET, IN_FLIGHT, REDEEM, UPDATES_IN_BATCH, VALIDATE, Scenario, selected_rates
+from scenarios.rates import (
+    APPLY,
+    BATCH,
+    GET,
+    IN_FLIGHT,
+    POINTBOOK,
+    REDEEM,
+    UPDATES_IN_BATCH,
+    VALIDATE,
+    Rate,
+    Scenario,
+    all_rates,
+    selected_rates,
+    sequential_rates,
+)
 from scenarios.speed import ROUNDS, SpeedMeasurement, SpeedPlan
 from scenarios.startup import measure_startup
 from scenarios.statements import count_statements, enable_statement_counts
@@ -84,7 +99,8 @@ async def main(options: Options) -> None:
     """Measure the selected scenarios, and print and write the results."""
     scenarios = options.scenarios
     populations = plan_populations(
-        accounts=options.accounts, code_receivers=int((options.seconds + ROUNDS) * CODES_PER_SECOND_MAX)
+        accounts=options.accounts,
+        code_receivers=int((options.seconds + ROUNDS + CPU_SECONDS + WARM_UP_SECONDS) * CODES_PER_SECOND_MAX),
     )
     plan = SpeedPlan(
         populations, selected_rates(populations, scenarios), has_sequential_calls=Scenario.IDLE in scenarios
@@ -113,6 +129,8 @@ async def _measure_services(plan: SpeedPlan, options: Options, folder: Path, ste
         environment = Environment(postgres, load, token, plan.populations, steps)
         if plan.steps:
             results += await _measure_speed(environment, plan, options.seconds)
+        if Scenario.CPU in options.scenarios and process_usage.IS_AVAILABLE:
+            results += await _measure_cpu_time(environment)
         if Scenario.MEMORY in options.scenarios and process_usage.IS_AVAILABLE:
             results += await _measure_memory(environment, options.memory_calls)
         if Scenario.STATEMENTS in options.scenarios:
@@ -121,7 +139,8 @@ async def _measure_services(plan: SpeedPlan, options: Options, folder: Path, ste
 
 
 def _count_steps(plan: SpeedPlan, scenarios: Collection[Scenario]) -> int:
-    steps = {Scenario.MEMORY: 2, Scenario.STATEMENTS: len(COUNTED_CALLS), Scenario.DEV: 2}
+    cpu_rates = len(_cpu_rates(plan.populations))
+    steps = {Scenario.CPU: cpu_rates, Scenario.MEMORY: 2, Scenario.STATEMENTS: len(COUNTED_CALLS), Scenario.DEV: 2}
     return 1 + plan.steps + sum(count for scenario, count in steps.items() if scenario in scenarios)
 
 
@@ -131,14 +150,14 @@ async def _measure_speed(environment: Environment, plan: SpeedPlan, seconds: flo
     async with (
         run_server("echo", {}) as echo,
         run_server("plain", variables) as plain,
-        run_server("pointbook", variables) as pointbook,
-        run_server("pointbook", variables) as second,
+        run_server(POINTBOOK, variables) as pointbook,
+        run_server(POINTBOOK, variables) as second,
         run_server("shim", _shim_environment(pointbook.address, environment.token)) as shim,
     ):
         addresses = {
             "echo": echo.address,
             "plain": plain.address,
-            "pointbook": pointbook.address,
+            POINTBOOK: pointbook.address,
             "two pointbooks": f"ipv4:{pointbook.address},{second.address}",
             "shim": shim.address,
         }
@@ -146,9 +165,38 @@ async def _measure_speed(environment: Environment, plan: SpeedPlan, seconds: flo
         return await speed.measure(seconds, environment.steps)
 
 
+async def _measure_cpu_time(environment: Environment) -> list[Result]:
+    """Measure the CPU time of each kind of call, on a new server."""
+    connection = await connect(environment.postgres.url())
+    results = []
+    async with run_server(POINTBOOK, server_environment(environment.postgres)) as server:
+        for rate in _cpu_rates(environment.populations):
+            environment.steps.begin(f"{rate.name}: CPU time")
+            job = Job(
+                kind=rate.kind,
+                address=server.address,
+                token=environment.token,
+                population=rate.population,
+                in_flight=rate.in_flight,
+                seconds=CPU_SECONDS,
+                warm_up_seconds=0,
+                updates=rate.updates,
+            )
+            results += await measure_cpu_time(
+                rate.name.removesuffix(": p50"), job, server, environment.load, connection
+            )
+    await connection.close()
+    return results
+
+
+def _cpu_rates(populations: Populations) -> list[Rate]:
+    """Return the rates of one server, and its calls one at a time."""
+    return [rate for rate in (*all_rates(populations), *sequential_rates(populations)) if rate.server == POINTBOOK]
+
+
 async def _measure_memory(environment: Environment, calls: int) -> list[Result]:
     """Measure memory on a new server."""
-    async with run_server("pointbook", server_environment(environment.postgres)) as server:
+    async with run_server(POINTBOOK, server_environment(environment.postgres)) as server:
         job = Job(
             kind=CallKind.APPLY,
             address=server.address,
@@ -170,7 +218,7 @@ async def _count_statements(environment: Environment) -> list[Result]:
     await enable_statement_counts(environment.postgres)
     connection = await connect(environment.postgres.url())
     results = []
-    async with run_server("pointbook", server_environment(environment.postgres)) as server:
+    async with run_server(POINTBOOK, server_environment(environment.postgres)) as server:
         for counted in COUNTED_CALLS:
             environment.steps.begin(f"{counted.name}: counting statements")
             job = Job(

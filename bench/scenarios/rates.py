@@ -13,6 +13,7 @@ from scenarios.populations import Population, Populations
 IN_FLIGHT = 64
 BATCHES_IN_FLIGHT = 4
 UPDATES_IN_BATCH = 500
+POINTBOOK = "pointbook"
 ECHO = "echo"
 APPLY = "ApplyPointsUpdate"
 PLAIN = "ApplyPointsUpdate, written plainly"
@@ -45,6 +46,7 @@ class Scenario(StrEnum):
     REDEEM = "redeem"
     WEBHOOK = "webhook"
     IDLE = "idle"
+    CPU = "cpu"
     STATEMENTS = "statements"
     MEMORY = "memory"
     DEV = "dev"
@@ -86,17 +88,17 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
             Scenario.APPLY,
             APPLY,
             CallKind.APPLY,
-            "pointbook",
+            POINTBOOK,
             populations.ledger,
             ((ECHO, "≥ 0.70, aim 0.80"), (PLAIN, "≥ 5, aim 7")),
         ),
         Rate(Scenario.PLAIN, PLAIN, CallKind.APPLY, "plain", populations.ledger),
-        Rate(Scenario.HOT, HOT, CallKind.APPLY, "pointbook", populations.hot, ((APPLY, "≥ 1.0, aim 1.1"),)),
+        Rate(Scenario.HOT, HOT, CallKind.APPLY, POINTBOOK, populations.hot, ((APPLY, "≥ 1.0, aim 1.1"),)),
         Rate(
             Scenario.HOT_GAINS,
             HOT_GAINS,
             CallKind.APPLY,
-            "pointbook",
+            POINTBOOK,
             populations.gaining,
             ((HOT, "≥ 0.9, aim 1.0"),),
         ),
@@ -112,7 +114,7 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
             Scenario.MERCHANTS,
             f"{APPLY}, 1,000 merchants",
             CallKind.APPLY,
-            "pointbook",
+            POINTBOOK,
             populations.spread,
             ((APPLY, "≥ 0.60, aim 0.8"),),
         ),
@@ -120,18 +122,18 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
             Scenario.BATCH,
             BATCH,
             CallKind.BATCH,
-            "pointbook",
+            POINTBOOK,
             populations.ledger,
             ((PGBENCH, "≥ 1.5, aim 2.0"),),
             in_flight=BATCHES_IN_FLIGHT,
             updates=UPDATES_IN_BATCH,
         ),
-        Rate(Scenario.GET, GET, CallKind.GET, "pointbook", populations.ledger, ((ECHO, "≥ 0.75, aim 0.85"),)),
+        Rate(Scenario.GET, GET, CallKind.GET, POINTBOOK, populations.ledger, ((ECHO, "≥ 0.75, aim 0.85"),)),
         Rate(
             Scenario.VALIDATE,
             VALIDATE,
             CallKind.VALIDATE,
-            "pointbook",
+            POINTBOOK,
             populations.ledger,
             ((ECHO, "≥ 0.75, aim 0.85"),),
         ),
@@ -139,7 +141,7 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
             Scenario.ISSUE,
             "IssueValidationCode, instant sender",
             CallKind.ISSUE,
-            "pointbook",
+            POINTBOOK,
             populations.code_receivers,
             ((ECHO, "≥ 0.50, aim 0.70"),),
         ),
@@ -147,7 +149,7 @@ def all_rates(populations: Populations) -> tuple[Rate, ...]:
             Scenario.REDEEM,
             REDEEM,
             CallKind.REDEEM,
-            "pointbook",
+            POINTBOOK,
             populations.redeemers,
             ((ECHO, "≥ 0.60, aim 0.70"),),
         ),
@@ -172,5 +174,5 @@ def sequential_rates(populations: Populations) -> tuple[Rate, ...]:
     """Return the calls that are also measured one at a time, for their latency."""
     return (
         Rate(Scenario.IDLE, SEQUENTIAL_ECHO, CallKind.APPLY, "echo", populations.echo, in_flight=1),
-        Rate(Scenario.IDLE, SEQUENTIAL_APPLY, CallKind.APPLY, "pointbook", populations.ledger, in_flight=1),
+        Rate(Scenario.IDLE, SEQUENTIAL_APPLY, CallKind.APPLY, POINTBOOK, populations.ledger, in_flight=1),
     )
