@@ -87,6 +87,7 @@ class Server:
             options=grpc_options(
                 reuse_port=settings.workers > 1,
                 connections_max=settings.connections_max or max_client_connections(settings.database_pool_size),
+                waiting_calls_max=settings.waiting_calls_max,
             ),
         )
         self.services = Services(settings, self._database, senders, clock, self.metrics, development=development)

@@ -103,6 +103,14 @@ class ServerSettings(SecretFileSettings):
         description="The maximum number of client connections of one server process; further ones are closed at "
         "once. 0: 4,000, or fewer if the limit of open files is low.",
     )
+    waiting_calls_max: int = Field(
+        default=1_000,
+        ge=1,
+        le=10_000,
+        description="The maximum number of calls that wait because one server process is busy; further ones are "
+        "refused at once, with CANCELLED. With a lower value, calls wait less while the server is overloaded, and more "
+        "calls of a burst are refused.",
+    )
     token_calls_max: int = Field(
         default=500,
         ge=1,

@@ -25,11 +25,13 @@ from support.clocks import TestClock
 from support.database_proxy import proxied
 from support.embedded_database import Cluster
 from support.http2 import (
+    HEADER_TABLE_SIZE,
     HEALTH_CHECK,
     HEALTH_WATCH,
     INITIAL_WINDOW_SIZE,
     Http2Connection,
     grpc_message,
+    header_value,
     http2,
 )
 from support.json_logs import json_logs
@@ -345,6 +347,26 @@ async def test_calls_per_second_of_a_token_are_limited(database_url: str, admin_
         assert (await account(other_client)).points_balance == 0
         await asyncio.sleep(status.retry_seconds)
         assert (await account(client)).points_balance == 0
+
+
+async def test_waiting_calls_beyond_the_limit_are_refused_by_grpc(database_url: str, admin_token: str) -> None:
+    async with (
+        running_server(database_url, waiting_calls_max=5) as (server, _),
+        http2(address_of(server), settings={HEADER_TABLE_SIZE: 0}) as (connection,),
+    ):
+        metadata = [("authorization", f"Bearer {admin_token}")]
+        request = points_pb2.GetPointsAccountRequest(merchant_id="any", store_id="any", buyer_id="any")
+        await until(has_ended(connection, await connection.call(GET_ACCOUNT, request.SerializeToString(), metadata)))
+        calls = [await connection.call(GET_ACCOUNT, request.SerializeToString(), metadata) for _ in range(20)]
+        # The event loop admits no call meanwhile, but gRPC receives them.
+        time.sleep(0.5)  # noqa: ASYNC251 - the server's loop must be busy
+        await until(has_ended(connection, *calls))
+        codes = [int(header_value(connection.trailers[call], "grpc-status")) for call in calls]
+        assert set(codes) == {grpc.StatusCode.OK.value[0], grpc.StatusCode.CANCELLED.value[0]}
+        assert codes.count(grpc.StatusCode.CANCELLED.value[0]) >= 10
+        again = await connection.call(GET_ACCOUNT, request.SerializeToString(), metadata)
+        await until(has_ended(connection, again))
+        assert header_value(connection.trailers[again], "grpc-status") == "0"
 
 
 async def test_busy_tokens_leave_calls_for_quiet_tokens(

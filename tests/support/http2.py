@@ -19,6 +19,7 @@ FRAME_BYTES_MAX = 16_384
 WINDOW_BYTES = 65_535
 ACK = END_STREAM = 0x1
 END_HEADERS = 0x4
+HEADER_TABLE_SIZE = 0x1
 INITIAL_WINDOW_SIZE = 0x4
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
@@ -72,6 +73,15 @@ def grpc_message(payload: bytes = b"", *, declared_bytes: int | None = None) -> 
     return b"\x00" + struct.pack(">I", len(payload) if declared_bytes is None else declared_bytes) + payload
 
 
+def header_value(block: bytes, name: str) -> str:
+    """Return the value of a header, or an empty text.
+
+    The server must send literals: set HEADER_TABLE_SIZE to 0.
+    """
+    start = block.find(name.encode()) + len(name)
+    return block[start + 1 : start + 1 + block[start]].decode() if start >= len(name) else ""
+
+
 class Http2Connection:
     """A connection that obeys the server's flow control and no other rule.
 
@@ -86,6 +96,8 @@ class Http2Connection:
         self._window_grew = asyncio.Event()
         self.received: dict[int, bytes] = {}
         """The DATA by stream."""
+        self.trailers: dict[int, bytes] = {}
+        """The last header block of each stream that the server has ended."""
         self.ended: set[int] = set()
         """The streams that the server has ended."""
         self.closed = asyncio.Event()
@@ -196,6 +208,8 @@ class Http2Connection:
             self.received[stream_id] = self.received.get(stream_id, b"") + payload
             if payload:
                 self._writer.write(frame(Frame.WINDOW_UPDATE, struct.pack(">I", len(payload))))
+        if kind == Frame.HEADERS and flags & END_STREAM:
+            self.trailers[stream_id] = payload
         if kind == Frame.RST_STREAM or (kind in {Frame.DATA, Frame.HEADERS} and flags & END_STREAM):
             self.ended.add(stream_id)
             self._windows.pop(stream_id, None)

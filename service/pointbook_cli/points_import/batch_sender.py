@@ -29,6 +29,8 @@ RETRIABLE_CODES = {
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.ABORTED,
         grpc.StatusCode.DEADLINE_EXCEEDED,
+        # gRPC refuses calls with it while too many wait for the server.
+        grpc.StatusCode.CANCELLED,
     )
 }
 """The errors that a retry may resolve, by number."""

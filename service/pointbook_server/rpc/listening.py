@@ -12,6 +12,7 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 HANDSHAKE_MS_MAX = 5_000
 IDLE_MS_MAX = 5 * 60_000
 HEALTH_CONNECTIONS_MAX = 50
+WAITING_CALLS_MAX = 1_000
 
 
 def open_port(server: grpc.aio.Server, setting: str, address: str, tls: TlsSource | None) -> int:
@@ -27,8 +28,10 @@ def open_port(server: grpc.aio.Server, setting: str, address: str, tls: TlsSourc
         raise OSError(f"{setting}: gRPC cannot listen on {address}") from error
 
 
-def grpc_options(*, reuse_port: bool, connections_max: int = CONNECTIONS_MAX) -> tuple[tuple[str, int], ...]:
-    """Return options that bound what a client can hold.
+def grpc_options(
+    *, reuse_port: bool, connections_max: int = CONNECTIONS_MAX, waiting_calls_max: int = WAITING_CALLS_MAX
+) -> tuple[tuple[str, int], ...]:
+    """Return options that bound what a client can hold, and how many calls wait.
 
     Only workers of one server share its port.
     """
@@ -39,6 +42,10 @@ def grpc_options(*, reuse_port: bool, connections_max: int = CONNECTIONS_MAX) ->
         ("grpc.max_metadata_size", METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
         ("grpc.max_concurrent_streams", 100),
+        # Calls wait in gRPC until the event loop admits them, one a turn. Beyond the limit gRPC refuses them at once,
+        # with CANCELLED. Its own limits let up to 3,000 wait, most of a second.
+        ("grpc.server.max_pending_requests", waiting_calls_max),
+        ("grpc.server.max_pending_requests_hard_limit", waiting_calls_max),
         # Off: this protection counts ended streams that are not freed yet, and so refuses clients within the limit.
         # Rapid resets are bounded by the limit of concurrent calls instead.
         ("grpc.http.overload_protection", 0),
