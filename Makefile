@@ -36,7 +36,7 @@ test: setup ## Run the tests.
 	$(TEST)
 
 soak: setup ## Run the slow soak and chaos tests in full, and then `growth`.
-	$(BIN)/python -m pytest -m soak
+	SOAK_MINUTES=$${SOAK_MINUTES:-30} $(BIN)/python -m pytest -m soak
 	$(TEST) --hypothesis-profile full tests/property tests/unit
 	$(BIN)/python bench/growth.py
 
