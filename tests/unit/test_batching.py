@@ -107,26 +107,40 @@ class StoppedClock:
 
 
 @pytest.fixture
-async def busy(monkeypatch: pytest.MonkeyPatch) -> tuple[Batcher[str, str, str], Sender, StoppedClock]:
-    """Return a batcher whose latest batch had several items, and its clock."""
+def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
+    """Return the clock by which batches wait."""
     clock = StoppedClock()
     monkeypatch.setattr(batching, "monotonic", clock)
+    return clock
+
+
+async def make_busy(batcher: Batcher[str, str, str]) -> None:
+    """Send a batch of several calls."""
+    await asyncio.gather(*(result for number in "1234" for result in batcher.submit("busy", [number])))
+
+
+@pytest.fixture
+async def busy(clock: StoppedClock) -> tuple[Batcher[str, str, str], Sender, StoppedClock]:
+    """Return a batcher whose latest batch had several calls, and its clock."""
     sender = Sender()
     batcher = new_batcher(sender, batch_max=100)
-    await asyncio.gather(*batcher.submit("a", ["1", "2", "3"]))
+    await make_busy(batcher)
     sender.batches.clear()
     return batcher, sender, clock
 
 
-async def test_calls_that_follow_each_other_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "monotonic", StoppedClock())
+@pytest.mark.parametrize("count", [1, 2, 31])
+@pytest.mark.usefixtures("clock")
+async def test_calls_that_follow_each_other_never_wait(count: int) -> None:
     sender = Sender()
-    batcher = new_batcher(sender)
+    batcher = new_batcher(sender, batch_max=100)
 
     for number in range(5):
-        await asyncio.gather(*batcher.submit("a", [f"{number}"]))
+        results = batcher.submit("a", [f"{number}"] * count)
+        await settle()
+        assert all(result.done() for result in results)
 
-    assert [items for _, items in sender.batches] == [["0"], ["1"], ["2"], ["3"], ["4"]]
+    assert [items for _, items in sender.batches] == [[f"{number}"] * count for number in range(5)]
 
 
 async def test_concurrent_calls_join_a_batch_until_none_arrives(
@@ -142,7 +156,7 @@ async def test_concurrent_calls_join_a_batch_until_none_arrives(
     await settle()
     assert not sender.batches
 
-    clock.now += QUIET_SECONDS
+    await drain(batcher, clock)
 
     assert await asyncio.gather(*results) == ["a:4", "a:5"]
     assert sender.batches == [("a", ["4", "5"])]
@@ -180,10 +194,112 @@ async def test_batches_stop_waiting_once_calls_follow_each_other(
         await settle()
         if result.done():
             return
-        clock.now += QUIET_SECONDS
-        await result
+        await drain(batcher, clock)
 
     pytest.fail("each call waited")
+
+
+async def test_a_long_turn_of_the_loop_does_not_end_the_wait(
+    busy: tuple[Batcher[str, str, str], Sender, StoppedClock],
+) -> None:
+    """The loop has admitted no call meanwhile."""
+    batcher, sender, clock = busy
+    results = batcher.submit("a", ["4"])
+    await settle()
+    clock.now += QUIET_SECONDS / 2
+    results += batcher.submit("a", ["5"])
+    await asyncio.sleep(0)
+    clock.now += QUIET_SECONDS * 2
+    await asyncio.sleep(0)
+    results += batcher.submit("a", ["6"])
+    await drain(batcher, clock)
+
+    assert sender.batches == [("a", ["4", "5", "6"])]
+    assert all(result.done() for result in results)
+
+
+async def test_full_batch_does_not_wait(clock: StoppedClock) -> None:
+    sender = Sender()
+    batcher = new_batcher(sender, batch_max=4)
+    await make_busy(batcher)
+
+    await asyncio.gather(*batcher.submit("a", ["1", "2", "3", "4"]))
+
+    assert sender.batches[-1] == ("a", ["1", "2", "3", "4"])
+    assert clock.now == 0.0
+
+
+async def test_batch_does_not_wait_while_another_key_lacks_a_worker(
+    busy: tuple[Batcher[str, str, str], Sender, StoppedClock],
+) -> None:
+    batcher, sender, _ = busy
+    results = batcher.submit("a", ["1"])
+    await settle()
+    assert not sender.batches
+
+    results += batcher.submit("b", ["1"])
+    await settle()
+
+    assert sender.batches[0] == ("a", ["1"])
+    await drain(batcher, busy[2])
+    assert all(result.done() for result in results)
+
+
+@dataclass
+class SharedSender:
+    """A `send_together` function that records what it is given."""
+
+    sent: list[dict[str, list[str]]] = field(default_factory=list)
+
+    async def __call__(self, batches: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Record batches, and return their results."""
+        self.sent.append({key: list(items) for key, items in batches.items()})
+        return {key: [f"{key}:{item}" for item in items] for key, items in batches.items()}
+
+
+async def test_keys_join_those_that_wait_to_be_sent_together(clock: StoppedClock) -> None:
+    together = SharedSender()
+    batcher = Batcher(Sender(), batch_max=100, waiting_max=100, max_concurrent_batches=2, send_together=together)
+    await make_busy(batcher)
+    results = batcher.submit("a", ["1"])
+    await settle()
+    clock.now += QUIET_SECONDS / 2
+    results += batcher.submit("b", ["1"])
+    await settle()
+    clock.now += QUIET_SECONDS / 2
+    await settle()
+    assert not together.sent
+
+    await drain(batcher, clock)
+
+    assert await asyncio.gather(*results) == ["a:1", "b:1"]
+    assert together.sent == [{"a": ["1"], "b": ["1"]}]
+
+
+async def test_items_of_a_slow_key_do_not_end_the_wait_of_others(clock: StoppedClock) -> None:
+    """They cannot be sent yet."""
+    sender, together = Sender(is_open=False), SharedSender()
+    sender.release("busy")
+    batcher = Batcher(sender, batch_max=100, waiting_max=100, max_concurrent_batches=3, send_together=together)
+    await make_busy(batcher)
+    results = batcher.submit("slow", ["1"])
+    await settle()
+    clock.now += QUIET_SECONDS * 2
+    await settle()
+    results += batcher.submit("slow", ["item"] * WAIT_SIZE)
+
+    results += batcher.submit("a", ["1"])
+    await settle()
+    results += batcher.submit("b", ["1"])
+    await settle()
+    assert not together.sent
+    clock.now += QUIET_SECONDS * 2
+    await settle()
+
+    assert together.sent == [{"a": ["1"], "b": ["1"]}]
+    sender.release("slow")
+    await drain(batcher, clock)
+    assert all(result.done() for result in results)
 
 
 async def drain(batcher: Batcher[str, str, str], clock: StoppedClock) -> None:

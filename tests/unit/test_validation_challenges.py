@@ -11,7 +11,7 @@ from pointbook_server.validation_codes.model import (
     Route,
     new_challenge_id,
 )
-from pointbook_server.validation_codes.rules import is_valid_for
+from pointbook_server.validation_codes.rules import can_be_used, is_valid_for
 
 PURPOSE = Purpose("m", "buyer s b", 1, 100)
 ROUTE = Route(Channel.SMS)
@@ -37,6 +37,19 @@ def test_challenge_is_valid_for_its_purpose_and_route_until_it_expires() -> None
     assert not is_valid_for(CHALLENGE, PURPOSE, Route(Channel.EMAIL), KEYS, 0)
     assert not is_valid_for(CHALLENGE, PURPOSE, Route(Channel.SMS, "+8613812345678"), KEYS, 0)
     assert not is_valid_for(CHALLENGE, PURPOSE, ROUTE, KeyRing({"k2": b"k" * 32}), 0)
+
+
+def test_challenge_can_be_used_until_it_expires_unless_its_code_was_renewed() -> None:
+    assert can_be_used(CHALLENGE._replace(attempts=2), CHALLENGE, 299_999)
+    assert not can_be_used(CHALLENGE, CHALLENGE, 300_000)
+    assert not can_be_used(CHALLENGE._replace(code_digest=b"e" * 32), CHALLENGE, 0)
+
+
+def test_missed_call_can_be_used_once_it_is_confirmed() -> None:
+    call = CHALLENGE._replace(channel=Channel.MISSED_CALL)
+
+    assert can_be_used(call._replace(confirmed_at_ms=1), call, 2)
+    assert not can_be_used(call, call, 2)
 
 
 def test_new_code_may_be_sent_after_the_cooldown_unless_locked() -> None:

@@ -9,6 +9,6 @@ RowTypes = Mapping[str, Mapping[str, str]]
 def rows_of(row_type: str) -> str:
     """Return a FROM item `v` with the rows of a parameter.
 
-    It has the name of their type.
+    The parameter is named like the type of its rows.
     """
     return f"unnest(CAST(:{row_type} AS {row_type}[])) AS v"

@@ -1,6 +1,6 @@
 """The transactions of redemption.
 
-Each one locks in the same order: customers, accounts, redemptions, challenges.
+Each one locks in the same order: customers, accounts, challenges, redemptions.
 Source: docs/reference/redemption.md#lock-order
 """
 

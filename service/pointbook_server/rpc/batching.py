@@ -13,10 +13,12 @@ from pointbook_server.reasons import Reason
 
 RETRY_AFTER_SECONDS = 0.5
 
-SHARED_SIZE = 1.5
-"""Batches wait for more items while recent ones had this many on average."""
+SHARED_CALLS = 1.5
+"""Batches wait for more items while recent ones had the items of this many calls on average."""
+CALLS_COUNTED_MAX = 4
+"""A batch of more calls counts as this many, so that batches soon stop waiting once calls follow each other."""
 RECENT_WEIGHT = 0.3
-"""The weight of the latest batch in the average size of recent batches."""
+"""The weight of the latest batch in the average of recent batches."""
 WAIT_SECONDS_MAX = 0.003
 """The longest time that a batch waits for more items."""
 WAIT_SIZE = 32
@@ -44,8 +46,8 @@ class _QueuedItem(Generic[I, R]):
 class Batcher(Generic[K, I, R]):
     """A bounded queue whose items are sent in batches, each with the items of one key.
 
-    The next batch of a key leaves when the previous one has returned. While calls are concurrent, it first waits for
-    the items that arrive just then; calls that follow each other never wait. At most one batch of each key is in
+    The next batch of a key leaves when the previous one has returned. While calls are concurrent, it first waits a
+    moment for the items of more calls; calls that follow each other never wait. At most one batch of each key is in
     flight, so its items keep their order, and at most `max_concurrent_batches` of all keys.
 
     `send` returns a result or an error for each item of a batch. If it raises PointbookError, every item of the batch
@@ -76,8 +78,8 @@ class Batcher(Generic[K, I, R]):
         self._max_concurrent_batches = max_concurrent_batches
         self._queues: dict[K, deque[_QueuedItem[I, R]]] = {}
         self._count = 0
-        self._recent_size = 1.0
-        """The average size of recent batches, those sent together counted as one."""
+        self._recent_calls = 1.0
+        """How many calls shared a batch, as an average of recent ones. Batches sent together count as one."""
         self._keys_in_flight: set[K] = set()
         self._separate_keys: set[K] = set()
         """The queued keys whose next batch must not be sent together with others."""
@@ -142,8 +144,6 @@ class Batcher(Generic[K, I, R]):
                 try:
                     await self._wait_for_more(key)
                     batches = self._pop_batches(key)
-                    size = sum(map(len, batches.values()))
-                    self._recent_size += RECENT_WEIGHT * (size - self._recent_size)
                     await self._send_batches(batches)
                 finally:
                     self._keys_in_flight.difference_update(batches)
@@ -153,35 +153,60 @@ class Batcher(Generic[K, I, R]):
 
     def _next_key(self) -> K | None:
         """Return the key that waits longest for a worker, if any."""
+        waiting = (key for key in self._queues if key not in self._keys_in_flight)
         if self._is_collecting:
-            return None
-        return next((key for key in self._queues if key not in self._keys_in_flight), None)
+            return next((key for key in waiting if key in self._separate_keys), None)
+        return next(waiting, None)
 
     async def _wait_for_more(self, key: K) -> None:
         """Yield to the loop so that concurrent calls can join this batch.
 
-        Larger batches cost less per item. While the loop is busy, waiting costs nothing: more calls are admitted.
+        Larger batches cost less per item. While the loop is busy, it admits more calls meanwhile; while it is idle,
+        waiting costs QUIET_SECONDS of the processor's time.
         """
-        if self._recent_size < SHARED_SIZE or key in self._separate_keys:
+        if self._recent_calls < SHARED_CALLS or key in self._separate_keys:
             return  # A separate batch has waited before.
-        self._is_collecting = self._merges_keys()
+        together = self._merges_keys()
+        self._is_collecting |= together
         try:
-            count = turns = 0
-            started = changed = now = monotonic()
-            while (waiting := self._waiting_size(key)) < WAIT_SIZE and now - started < WAIT_SECONDS_MAX:
-                if waiting != count:
-                    count, turns, changed = waiting, 0, now
-                elif turns >= QUIET_TURNS and now - changed >= QUIET_SECONDS:
-                    return
-                await asyncio.sleep(0)
-                turns += 1
-                now = monotonic()
+            await self._wait_until_quiet(key, together=together)
         finally:
-            self._is_collecting = False
+            if together:
+                self._is_collecting = False
 
-    def _waiting_size(self, key: K) -> int:
-        """Return how many items the next batch of a key would have."""
-        return self._count if self._is_collecting else len(self._queues[key])
+    async def _wait_until_quiet(self, key: K, *, together: bool) -> None:
+        count = turns = 0
+        started = changed = now = monotonic()
+        while now - started < WAIT_SECONDS_MAX:
+            waiting = self._waiting_size(key, together=together)
+            if waiting >= min(WAIT_SIZE, self._batch_max) or (not together and self._lacks_worker()):
+                return
+            if waiting != count:
+                count, turns, changed = waiting, 0, now
+            elif turns >= QUIET_TURNS and now - changed >= QUIET_SECONDS:
+                return
+            await asyncio.sleep(0)
+            turns += 1
+            now = monotonic()
+
+    def _waiting_size(self, key: K, *, together: bool) -> int:
+        """Return how many items would leave with the next batch of a key.
+
+        Counting ends at WAIT_SIZE.
+        """
+        size = len(self._queues[key])
+        if together:
+            excluded = self._keys_in_flight | self._separate_keys
+            for other, queue in self._queues.items():
+                if size >= WAIT_SIZE:
+                    break
+                if other not in excluded:
+                    size += len(queue)
+        return size
+
+    def _lacks_worker(self) -> bool:
+        """Return whether a key waits because all workers are busy."""
+        return len(self._workers) >= self._max_concurrent_batches and self._next_key() is not None
 
     def _merges_keys(self) -> bool:
         return self._send_together is not None and self._may_send_together()
@@ -194,7 +219,8 @@ class Batcher(Generic[K, I, R]):
         batches = {key: self._pop_batch(key, self._batch_max)}
         if key in self._separate_keys:
             self._separate_keys.discard(key)
-        elif self._merges_keys():
+            return batches
+        if self._merges_keys():
             count = len(batches[key])
             excluded = self._keys_in_flight | self._separate_keys
             for other in [other for other in self._queues if other not in excluded]:
@@ -203,6 +229,8 @@ class Batcher(Generic[K, I, R]):
                 self._keys_in_flight.add(other)
                 batches[other] = self._pop_batch(other, self._batch_max - count)
                 count += len(batches[other])
+        calls = {queued.call for batch in batches.values() for queued in batch}
+        self._recent_calls += RECENT_WEIGHT * (min(len(calls), CALLS_COUNTED_MAX) - self._recent_calls)
         return batches
 
     def _pop_batch(self, key: K, count_max: int) -> list[_QueuedItem[I, R]]:

@@ -136,7 +136,7 @@ INSERT_AUDIT = _statement(_INSERT_AUDIT)
 def _write(challenges: str) -> Statement:
     """Build a statement that writes challenges, counters and the audit.
 
-    It returns how many challenges and counters it wrote.
+    It returns how many challenges and counters it wrote. PostgreSQL may write the three tables in any order.
     """
     return _statement(f"""
         WITH challenges AS ({challenges}), counters AS ({_WRITE_COUNTERS}), records AS ({_INSERT_AUDIT})

@@ -54,13 +54,12 @@ def is_valid_for(challenge: Challenge, purpose: Purpose, route: Route, keys: Key
 
 
 def can_be_used(live: Challenge, challenge: Challenge, now_ms: int) -> bool:
-    """Return whether the live challenge is the one that was checked, with its code.
+    """Return whether a checked challenge can be used, as it is under its lock.
 
     The code may have been renewed since it was compared. A missed call needs no code, but must be confirmed.
     """
     return (
-        live.challenge_id == challenge.challenge_id
-        and live.code_digest == challenge.code_digest
+        live.code_digest == challenge.code_digest
         and now_ms < live.expires_at_ms
         and (live.kind is ChallengeKind.CODE or live.confirmed_at_ms is not None)
     )

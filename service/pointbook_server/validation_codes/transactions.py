@@ -222,7 +222,7 @@ async def _write_rows(
     records: Iterable[AuditRecord] = (),
     counters: Mapping[str, SlidingWindowCounter] = MappingProxyType({}),
 ) -> None:
-    """Run queries.UPDATE or queries.INSERT.
+    """Write challenges, counters and audit by queries.UPDATE or queries.INSERT.
 
     Raises RetryTransactionError if another transaction inserted a row first.
     """
