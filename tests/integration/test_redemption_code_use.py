@@ -63,7 +63,7 @@ async def renew(service: Service, shop: Shop) -> None:
     assert (await issue_code(service.client, shop, 10, customer=customer_ref(shop, "ann"))).sent
 
 
-async def replace(service: Service, shop: Shop) -> None:
+async def issue_for_other_points(service: Service, shop: Shop) -> None:
     """Issue a code for other points."""
     service.clock.move(61)
     assert (await issue_code(service.client, shop, 20, customer=customer_ref(shop, "ann"))).sent
@@ -108,7 +108,7 @@ async def redeem_after(
 
 
 @pytest.mark.parametrize(
-    ("change", "state"), [(renew, "LIVE"), (replace, "REPLACED"), (expire, "LIVE"), (end, "ENDED")]
+    ("change", "state"), [(renew, "LIVE"), (issue_for_other_points, "REPLACED"), (expire, "LIVE"), (end, "ENDED")]
 )
 async def test_code_that_changed_since_it_was_compared_is_refused(
     service: Service, shop: Shop, change: Callable[[Service, Shop], Awaitable[None]], state: str
@@ -188,8 +188,8 @@ async def test_commands_of_one_batch_use_a_code_once(service: Service, shop: Sho
 class CodeUsers:
     """Callers of two servers who share codes."""
 
-    def __init__(self, service: Service, other: Any, shop: Shop, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311 - a reproducible test
+    def __init__(self, service: Service, other: Any, shop: Shop, number: int) -> None:
+        self.random = random.Random(number)  # noqa: S311 - a reproducible test
         self._service, self._shop = service, shop
         self._servers, self._clients = (service.server, other[0]), (service.client, other[1])
         self._codes: dict[str, tuple[int, str, str]] = {}
@@ -232,13 +232,13 @@ class CodeUsers:
             await server.services.codes.clean_up(service.clock())
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_two_servers_use_each_code_once(service: Service, shop: Shop, admin_token: str, seed: int) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+async def test_two_servers_use_each_code_once(service: Service, shop: Shop, admin_token: str, number: int) -> None:
     """Codes are issued, guessed, ended and cleaned up at the same time."""
     deadlocks = await count_deadlocks(service)
     senders = {Channel.SMS: service.outbox}
     async with running_server(service.database_url, admin_token, senders=senders, clock=service.clock) as other:
-        users = CodeUsers(service, other, shop, seed)
+        users = CodeUsers(service, other, shop, number)
         errors = []
         for _ in range(ROUNDS):
             errors += await users.issue_to_all()
