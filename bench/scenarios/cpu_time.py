@@ -21,7 +21,7 @@ async def measure_cpu_time(
 ) -> list[Result]:
     """Measure the CPU time of a job's calls, or of each of their updates.
 
-    It hardly depends on what else runs on the machine.
+    It depends less on what else runs on the machine than a rate does.
     """
     await load.run(replace(job, seconds=WARM_UP_SECONDS))
     postmaster = parent_pid(await connection.fetchval("SELECT pg_backend_pid()"))

@@ -116,7 +116,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> StoppedClock:
 
 async def make_busy(batcher: Batcher[str, str, str]) -> None:
     """Send a batch of several calls."""
-    await asyncio.gather(*(result for number in "1234" for result in batcher.submit("busy", [number])))
+    await asyncio.gather(*(result for number in "12345678" for result in batcher.submit("busy", [number])))
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ async def test_items_of_a_slow_key_do_not_end_the_wait_of_others(clock: StoppedC
     sender.release("busy")
     batcher = Batcher(sender, batch_max=100, waiting_max=100, max_concurrent_batches=3, send_together=together)
     await make_busy(batcher)
-    results = batcher.submit("slow", ["1"])
+    results = [result for number in "123" for result in batcher.submit("slow", [number])]
     await settle()
     clock.now += QUIET_SECONDS * 2
     await settle()

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 NEVER_MS = 2**63 - 1
 """Sorts lots that never expire behind all others."""
-STORED_LOTS_MAX = 64
+STORED_LOTS_MAX = 32
 """The most lots in an account's row, except where they must not be split (`LotPool.stored`)."""
-STORED_LOTS_AFTER_TRIM = 32
+STORED_LOTS_AFTER_TRIM = 16
 """The number of lots left in the row after a trim: fewer than the maximum, so that not every event trims."""
 
 

@@ -13,9 +13,9 @@ from pointbook_server.reasons import Reason
 
 RETRY_AFTER_SECONDS = 0.5
 
-SHARED_CALLS = 1.5
+SHARED_CALLS = 2.5
 """Batches wait for more items while recent ones had the items of this many calls on average."""
-CALLS_COUNTED_MAX = 4
+CALLS_COUNTED_MAX = 8
 """A batch of more calls counts as this many, so that batches soon stop waiting once calls follow each other."""
 RECENT_WEIGHT = 0.3
 """The weight of the latest batch in the average of recent batches."""
