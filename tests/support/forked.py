@@ -1,6 +1,7 @@
 """Commands as forks of a fork server, one for each process of a test run."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -60,9 +61,13 @@ class ForkedProcess:
         return await asyncio.shield(self._ended)
 
     def send_signal(self, signal: int) -> None:
-        """Send a signal."""
+        """Send a signal unless the process has ended.
+
+        Its end may not be reported yet.
+        """
         if not self._ended.done():
-            os.kill(self.pid, signal)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
