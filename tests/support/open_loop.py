@@ -159,6 +159,8 @@ class _Connection(asyncio.Protocol):
         self._streams_max = 0
         self._calls: dict[int, _Call] = {}
         self.is_open = True
+        self.has_settings = asyncio.Event()
+        """Whether the server has sent how many calls it takes at once."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -216,6 +218,7 @@ class _Connection(asyncio.Protocol):
             values = dict(struct.iter_unpack(">HI", payload))
             self._streams_max = values.get(MAX_CONCURRENT_STREAMS, self._streams_max)
             self._out.append(frame(Frame.SETTINGS, flags=ACK))
+            self.has_settings.set()
         elif kind == Frame.PING and not flags & ACK:
             self._out.append(frame(Frame.PING, payload, flags=ACK))
         elif kind == Frame.RST_STREAM and stream_id in self._calls:
@@ -225,6 +228,7 @@ class _Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         """Use another connection for further calls."""
+        self.has_settings.set()  # None will come.
         if self.is_open:
             self.is_open = False
             self._load.replace(self)
@@ -261,7 +265,9 @@ class _Load:
         _, connection = await asyncio.get_running_loop().create_connection(
             lambda: _Connection(self, headers), self._host, self._port
         )
-        self._connections.append(connection)
+        await connection.has_settings.wait()
+        if connection.is_open:
+            self._connections.append(connection)
 
     def replace(self, connection: _Connection) -> None:
         """Open a connection in place of one that the server ends."""
@@ -374,7 +380,6 @@ async def _main(address: str, merchant_id: str, store_id: str, accounts: int, co
     load = _Load(address, os.environ["TOKENS"].split(","), merchant_id, store_id, accounts)
     for _ in range(connections):
         await load.connect()
-    await asyncio.sleep(0.2)
     gc.disable()
     while line := await asyncio.to_thread(sys.stdin.readline):
         report = await load.run(Job(**json.loads(line)))

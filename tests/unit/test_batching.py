@@ -129,6 +129,19 @@ async def busy(clock: StoppedClock) -> tuple[Batcher[str, str, str], Sender, Sto
     return batcher, sender, clock
 
 
+async def submit_apart(
+    batcher: Batcher[str, str, str], clock: StoppedClock, *items: tuple[str, str]
+) -> "list[asyncio.Future[str | PointbookError]]":
+    """Submit keys with items, each after half of the time that ends a wait."""
+    results = []
+    for key, item in items:
+        results += batcher.submit(key, [item])
+        await settle()
+        clock.now += QUIET_SECONDS / 2
+    await settle()
+    return results
+
+
 @pytest.mark.parametrize("count", [1, 2, 31])
 @pytest.mark.usefixtures("clock")
 async def test_calls_that_follow_each_other_never_wait(count: int) -> None:
@@ -147,13 +160,7 @@ async def test_concurrent_calls_join_a_batch_until_none_arrives(
     busy: tuple[Batcher[str, str, str], Sender, StoppedClock],
 ) -> None:
     batcher, sender, clock = busy
-    results = batcher.submit("a", ["4"])
-    await settle()
-    clock.now += QUIET_SECONDS / 2
-    results += batcher.submit("a", ["5"])
-    await settle()
-    clock.now += QUIET_SECONDS / 2
-    await settle()
+    results = await submit_apart(batcher, clock, ("a", "4"), ("a", "5"))
     assert not sender.batches
 
     await drain(batcher, clock)
@@ -261,13 +268,7 @@ async def test_keys_join_those_that_wait_to_be_sent_together(clock: StoppedClock
     together = SharedSender()
     batcher = Batcher(Sender(), batch_max=100, waiting_max=100, max_concurrent_batches=2, send_together=together)
     await make_busy(batcher)
-    results = batcher.submit("a", ["1"])
-    await settle()
-    clock.now += QUIET_SECONDS / 2
-    results += batcher.submit("b", ["1"])
-    await settle()
-    clock.now += QUIET_SECONDS / 2
-    await settle()
+    results = await submit_apart(batcher, clock, ("a", "1"), ("b", "1"))
     assert not together.sent
 
     await drain(batcher, clock)

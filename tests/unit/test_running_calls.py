@@ -15,7 +15,7 @@ async def test_a_call_is_cancelled_at_its_deadline_and_can_send_its_status() -> 
     calls.add(task, SECONDS)
 
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.sleep(10)
+        await asyncio.Event().wait()
 
     assert calls.accept_deadline(task)
     calls.lift_deadline(task)
@@ -45,7 +45,7 @@ async def test_a_cancelled_call_is_left_to_its_clean_up() -> None:
         nonlocal cleaned_up
         calls.add(current_task(), SECONDS)
         try:
-            await asyncio.sleep(10)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             assert not calls.accept_deadline(current_task())
             await asyncio.sleep(LONG_AFTER)

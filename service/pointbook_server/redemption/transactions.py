@@ -117,9 +117,7 @@ class RedemptionTransactions:
 
         return await self._database.transaction(work, planned_once=True)
 
-    async def find_by_references(
-        self, merchant_id: str, references: Sequence[str]
-    ) -> list[Redemption | PointbookError | None]:
+    async def find_by_references(self, merchant_id: str, references: Sequence[str]) -> list[Redemption | None]:
         """Return the redemption of each reference; None if there is none."""
         async with self._database.autocommit() as connection:
             redemptions = await _find_by_references(connection, merchant_id, references)

@@ -13,8 +13,8 @@ from pointbook_server.reasons import Reason
 
 RETRY_AFTER_SECONDS = 0.5
 
-SHARED_CALLS = 2.5
-"""Batches wait for more items while recent ones had the items of this many calls on average."""
+CONCURRENT_CALLS_MIN = 2.5
+"""Batches wait for more items while recent ones had the items of at least this many calls on average."""
 CALLS_COUNTED_MAX = 8
 """A batch of more calls counts as this many, so that batches soon stop waiting once calls follow each other."""
 RECENT_WEIGHT = 0.3
@@ -164,7 +164,7 @@ class Batcher(Generic[K, I, R]):
         Larger batches cost less per item. While the loop is busy, it admits more calls meanwhile; while it is idle,
         waiting costs QUIET_SECONDS of the processor's time.
         """
-        if self._recent_calls < SHARED_CALLS or key in self._separate_keys:
+        if self._recent_calls < CONCURRENT_CALLS_MIN or key in self._separate_keys:
             return  # A separate batch has waited before.
         together = self._merges_keys()
         self._is_collecting |= together
