@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/: methods, reasons, settings and tables.
+"""Write the generated parts of docs/: methods, reasons, settings, metrics, tables.
 
 `make tables` runs it. Each part stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`; a test fails where
 one is not current.
@@ -15,10 +15,14 @@ from sqlalchemy import ForeignKeyConstraint, Table
 from sqlalchemy.dialects import postgresql
 
 from pointbook.v1 import access_pb2, benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2
+from pointbook_cli.services.worker_metrics import WorkerMetrics
+from pointbook_common.metric_registry import MetricDefinition
 from pointbook_server.access.methods import METHODS
 from pointbook_server.db.tables import metadata
+from pointbook_server.metrics import Metrics as ServerMetrics
 from pointbook_server.reasons import REASONS, Reason
 from pointbook_server.settings import ServerSettings
+from shopline_shim.metrics import Metrics as ShimMetrics
 from shopline_shim.settings import ShimSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -72,6 +76,14 @@ def settings_of(settings: type[BaseSettings]) -> Iterator[str]:
         yield f"| `POINTBOOK_{name.upper()}` | {_default(settings, name)} | {field.description} |"
 
 
+def metrics_of(definitions: list[MetricDefinition]) -> Iterator[str]:
+    """Return a table of metrics with their types, labels and meanings."""
+    yield from ("| metric | type | labels | meaning |", "|---|---|---|---|")
+    for each in definitions:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        yield f"| `{each.name}` | {each.kind} | {labels} | {each.documentation} |"
+
+
 def tables() -> Iterator[str]:
     """Return an ER diagram and the column comments of each group of tables."""
     grouped = [name for names in TABLE_GROUPS.values() for name in names]
@@ -98,6 +110,9 @@ PARTS: dict[str, tuple[Path, Callable[[], Iterator[str]]]] = {
     "reasons": (DOCS / "api.md", reasons),
     "server-settings": (DOCS / "configuration.md", lambda: settings_of(ServerSettings)),
     "shim-settings": (DOCS / "configuration.md", lambda: settings_of(ShimSettings)),
+    "server-metrics": (DOCS / "metrics.md", lambda: metrics_of(ServerMetrics().definitions)),
+    "shim-metrics": (DOCS / "metrics.md", lambda: metrics_of(ShimMetrics().definitions)),
+    "worker-metrics": (DOCS / "metrics.md", lambda: metrics_of(WorkerMetrics(1).definitions)),
     "tables": (DOCS / "tables.md", tables),
 }
 """The page and the content of each generated part."""

@@ -6,20 +6,40 @@ They contain no personal data and no local variables.
 import logging
 import sys
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import structlog
 
-current_call: ContextVar[dict[str, str] | None] = ContextVar("current_call", default=None)
-"""The fields that each line logged inside a call gets."""
+
+@dataclass(slots=True)
+class CallRecord:
+    """What is known about a running call, for its log lines."""
+
+    method: str
+    request_id: str
+    started_at: float
+    """By the monotonic clock."""
+    queue_seconds: float = 0.0
+    """How long its items have waited for batches."""
+
+
+current_call: ContextVar[CallRecord | None] = ContextVar("current_call", default=None)
+"""The call that each log line inside it belongs to."""
 
 
 def add_call(_logger: object, _name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Return a log line with the fields of the current call."""
-    return {**(current_call.get() or {}), **line}
+    """Return a log line with the current call's request id and method."""
+    call = current_call.get()
+    return line if call is None else {"request_id": call.request_id, "method": call.method, **line}
 
 
-def configure_logs(level: str, *, json: bool) -> None:
-    """Configure logging to standard error, including that of the standard library."""
+def configure_logs(level: str, *, json: bool | None = None) -> None:
+    """Configure logging to standard error, including that of the standard library.
+
+    By default, a terminal gets colors, and everything else JSON.
+    """
+    if json is None:
+        json = not sys.stderr.isatty()
     shared: list[structlog.typing.Processor] = [
         add_call,
         structlog.stdlib.add_log_level,

@@ -5,14 +5,15 @@ Jobs that cannot be undone use the database's clock, read once per round, and ru
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 import structlog
 
-from pointbook_server.db.clock_skew import ClockSkew, ClockSkewError
+from pointbook_server.db.clock_skew import ClockSkew, ClockSkewError, ServerClock
 from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError
+from pointbook_server.metrics import Metrics, Timer
 
 INTERVAL_SECONDS = 60.0
 """The average interval of a server's rounds."""
@@ -41,18 +42,11 @@ class CleanUp(Protocol):
         """Delete old rows; return how many."""
 
 
-class StoreErasures(Protocol):
-    """Counts open store erasures."""
+class MetricsSource(Protocol):
+    """Reads the state of the database into metrics."""
 
-    async def report_open(self) -> None:
-        """Set the metrics of open and overdue erasures."""
-
-
-class Quarantine(Protocol):
-    """Counts quarantined webhooks."""
-
-    async def refresh_metrics(self) -> None:
-        """Set the metrics of the quarantine."""
+    async def refresh_metrics(self, now_ms: int) -> None:
+        """Set metrics as of a time of the database's clock."""
 
 
 class Maintenance:
@@ -61,27 +55,29 @@ class Maintenance:
     def __init__(
         self,
         database: Database,
+        clock: ServerClock,
         skew: ClockSkew,
+        metrics: Metrics,
         *,
         tokens: Tokens | None,
         redemptions: Redemptions,
         codes: CleanUp,
         refusals: CleanUp,
-        store_erasures: StoreErasures,
-        quarantine: Quarantine,
+        sources: Mapping[str, MetricsSource],
     ) -> None:
         self._database = database
+        self._clock = clock
         self._skew = skew
+        self._metrics = metrics
         self._tokens = tokens
         self._redemptions = redemptions
         self._codes = codes
         self._refusals = refusals
-        self._store_erasures = store_erasures
-        self._quarantine = quarantine
+        self._sources = sources
 
     async def run_maintenance(self) -> None:
-        """Count open store erasures, then run all jobs at random intervals, forever."""
-        await _log_failure(self._store_erasures.report_open())
+        """Refresh the metrics, then run all jobs at random intervals, forever."""
+        await self.refresh_metrics()
         while True:
             await asyncio.sleep(random.uniform(0, 2 * INTERVAL_SECONDS))  # noqa: S311 - spreads the rounds of several servers
             await self.run_jobs()
@@ -89,14 +85,23 @@ class Maintenance:
     async def run_jobs(self) -> None:
         """Run all jobs once. A job that fails is logged and does not stop the others."""
         await self.write_token_use()
-        await _log_failure(self._run_timed_jobs())
-        await _log_failure(self._store_erasures.report_open())
-        await _log_failure(self._quarantine.refresh_metrics())
+        await self._run("read_clock", self._run_timed_jobs())
+        await self.refresh_metrics()
 
     async def write_token_use(self) -> None:
         """Write when tokens were last used; log a failure."""
         if self._tokens is not None:
-            await _log_failure(self._tokens.write_last_used())
+            await self._run("write_token_use", self._tokens.write_last_used())
+
+    async def refresh_metrics(self) -> None:
+        """Read the state of the database into the metrics; log failures."""
+        await self._run("refresh_metrics", self._refresh_sources())
+
+    async def _refresh_sources(self) -> None:
+        async with self._database.autocommit() as connection:
+            now_ms = await self._clock.read_database(connection)
+        for name, source in self._sources.items():
+            await self._run(f"refresh_{name}", source.refresh_metrics(now_ms))
 
     async def _run_timed_jobs(self) -> None:
         """Release and delete by the database's time, unless the server's clock differs."""
@@ -105,8 +110,9 @@ class Maintenance:
                 now_ms = await self._skew.read_trusted(connection)
         except ClockSkewError:
             return
-        await _log_failure(self._release_overdue(now_ms))
-        await _log_failure(self._clean_up(now_ms))
+        await self._run("release_overdue", self._release_overdue(now_ms))
+        await self._run("delete_codes", self._clean_up("delete_codes", self._codes, now_ms))
+        await self._run("delete_refusals", self._clean_up("delete_refusals", self._refusals, now_ms))
 
     async def _release_overdue(self, now_ms: int) -> None:
         """Release the redemptions that SHOPLINE did not book in time.
@@ -116,11 +122,23 @@ class Maintenance:
         if released := await self._redemptions.release_overdue(now_ms):
             log.warning("redemptions not booked in time, released", count=released)
 
-    async def _clean_up(self, now_ms: int) -> None:
-        """Delete old rows of codes and old refusals."""
-        if deleted := await self._codes.clean_up(now_ms):
-            log.info("old codes deleted", count=deleted)
-        await self._refusals.clean_up(now_ms)
+    async def _clean_up(self, job: str, rows: CleanUp, now_ms: int) -> None:
+        """Delete old rows."""
+        if deleted := await rows.clean_up(now_ms):
+            self._metrics.rows_deleted.labels(job).inc(deleted)
+            log.info("old rows deleted", job=job, count=deleted)
+
+    async def _run(self, job: str, work: Awaitable[None]) -> None:
+        """Run and measure a job, and log its failure."""
+        try:
+            with Timer(self._metrics.job_seconds.labels(job)):
+                await work
+        except PointbookError as error:
+            self._metrics.job_failures.labels(job).inc()
+            log.warning("maintenance job failed", job=job, reason=error.reason.value)
+        except Exception:
+            self._metrics.job_failures.labels(job).inc()
+            log.exception("maintenance job failed", job=job)
 
 
 async def merchant_by_merchant(
@@ -138,13 +156,3 @@ async def merchant_by_merchant(
             while done := await work(merchant_id):
                 count += done
     return count
-
-
-async def _log_failure(work: Awaitable[None]) -> None:
-    """Run a job, and log its failure."""
-    try:
-        await work
-    except PointbookError as error:
-        log.warning("maintenance job failed", reason=error.reason.value)
-    except Exception:
-        log.exception("maintenance job failed")

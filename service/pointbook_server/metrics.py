@@ -1,48 +1,234 @@
 """The server's Prometheus metrics.
 
-No label contains an id, and each has only a few values.
+Each label has a bounded number of values, and none identifies a person.
 """
 
-import math
+from collections.abc import Callable, Iterable
+from time import monotonic
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import Counter, Histogram, Summary
+
+from pointbook_common.metric_registry import MetricRegistry
+
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+SEND_SECONDS_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class Metrics:
-    """Counters of one server process, and gauges of the shared database's contents."""
+    """The metrics of one server process, and of the database that all processes share."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.guesses = self._counter("code_guesses", "Guesses of codes, by outcome.", "outcome")
-        self.comparisons = self._counter("code_comparisons", "Compared codes, by result.", "outcome")
-        self.issues = self._counter("code_issues", "Requests for codes, by outcome.", "channel", "outcome")
-        self.duplicates_with_other_webhook_id = self._counter(
+        new = MetricRegistry()
+        new.add_process("server")
+        self.registry, self.definitions = new.registry, new.definitions
+
+        self.call_seconds = new.histogram(
+            "grpc_call_duration_seconds",
+            "Time from the start of a call's handler to its status, by method. Its count is the number of calls.",
+            "method",
+        )
+        self.call_errors = new.counter(
+            "grpc_call_errors",
+            "Calls that did not end with OK, by method, gRPC code and reason.",
+            "method",
+            "code",
+            "reason",
+        )
+        self.calls_running = new.gauge("grpc_calls_running", "Calls that have not ended.")
+        self.serving = new.gauge("serving", "1 while health is SERVING, otherwise 0.")
+        self.loop_lag_seconds = new.histogram(
+            "event_loop_lag_seconds", "How late the event loop runs what is due, measured four times a second."
+        )
+
+        self.batch_size = new.histogram(
+            "batch_size", "Items that left in one batch, by kind.", "kind", buckets=BATCH_SIZE_BUCKETS
+        )
+        self.batch_wait_seconds = new.histogram(
+            "batch_wait_seconds", "How long the oldest item of a batch waited until the batch left, by kind.", "kind"
+        )
+        self.batch_duration_seconds = new.histogram(
+            "batch_duration_seconds", "Time from a batch's departure to its results, by kind.", "kind"
+        )
+        self.batch_items_waiting = new.gauge("batch_items_waiting", "Items that wait for a batch, by kind.", "kind")
+
+        self.database_connections_in_use = new.gauge(
+            "database_connections_in_use", "Database connections that calls are using."
+        )
+        self.database_connections_max = new.gauge(
+            "database_connections_max", "Database connections that calls can use at once."
+        )
+        self.database_connection_wait_seconds = new.histogram(
+            "database_connection_wait_seconds",
+            "How long calls waited for a connection that was not idle: for a slot of the pool, or to be opened.",
+        )
+        self.database_statement_seconds = new.summary(
+            "database_statement_duration_seconds", "Time of statements, by name.", "statement"
+        )
+        self.database_retries = new.counter(
+            "database_retries", "Transactions that were run again after a conflict, by its SQLSTATE.", "sqlstate"
+        )
+        self.database_errors = new.counter(
+            "database_errors", "Failures that callers got as DATABASE_UNAVAILABLE, by SQLSTATE or kind.", "cause"
+        )
+        self.clock_skew_seconds = new.gauge(
+            "clock_skew_seconds", "Seconds by which the server's clock is ahead of the database's; negative: behind."
+        )
+
+        self.points_events = new.counter(
+            "points_events", "Points updates that were processed, by scene and outcome.", "scene", "outcome"
+        )
+        self.duplicates_with_other_webhook_id = new.counter(
             "duplicates_with_other_webhook_id",
             "Points updates that are already in the ledger, received again under another webhook id.",
         )
-        self.refusals = self._counter("refusals", "Refused calls, by whether they were stored.", "outcome")
-        self.missed_calls = self._counter(
-            "missed_calls", "Missed calls, by whether they matched a challenge.", "outcome"
+        self.drifting_accounts = new.gauge(
+            "drifting_accounts", "Accounts with a drift, by merchant; the merchants with the most.", "merchant_id"
+        )
+        self.drift_points = new.gauge(
+            "drift_points", "Sum of the absolute drifts of accounts, by merchant; as above.", "merchant_id"
+        )
+        self.store_last_webhook = new.gauge(
+            "store_last_webhook_timestamp_seconds",
+            "When a webhook of a store was last accepted; the stores that have been silent the longest in 30 days.",
+            "merchant_id",
+            "store_id",
         )
 
-        self.clock_skew_seconds = self._gauge(
-            "clock_skew_seconds", "Seconds by which the server's clock is ahead of the database's; negative: behind."
+        self.quarantine_webhooks = new.gauge("quarantine_webhooks", "Webhooks in all quarantines.")
+        self.quarantine_bytes = new.gauge("quarantine_bytes", "Bytes of headers and bodies in all quarantines.")
+        self.quarantine_reasons = new.gauge(
+            "quarantine_webhooks_by_reason",
+            "Webhooks in all quarantines that wait for a decision, by reason.",
+            "reason",
         )
-        self.store_erasures_open = self._gauge("store_erasures_open", "Open requests to erase a store.")
-        self.store_erasures_overdue = self._gauge(
+        self.quarantine_oldest = new.gauge(
+            "quarantine_oldest_timestamp_seconds", "When the oldest webhook that waits for a decision arrived; 0: none."
+        )
+        self.store_erasures_open = new.gauge("store_erasures_open", "Open requests to erase a store.")
+        self.store_erasures_overdue = new.gauge(
             "store_erasures_overdue", "Requests to erase a store that are still open after 30 days."
         )
-        self.tls_certificate_expiry = self._gauge(
+
+        self.holds_open = new.gauge("redemption_holds_open", "Redemptions whose points are held.")
+        self.holds_overdue = new.gauge(
+            "redemption_holds_overdue", "Redemptions whose points are held beyond the time for settling them."
+        )
+        self.holds_released = new.counter(
+            "redemption_holds_released", "Redemptions that this process released, because they were overdue."
+        )
+        self.refusals = new.counter("refusals", "Refused calls, by whether they were stored.", "outcome")
+
+        self.issues = new.counter("code_issues", "Requests for codes, by outcome.", "channel", "outcome")
+        self.send_seconds = new.histogram(
+            "code_send_duration_seconds",
+            "Time that a provider took to accept or refuse a message, by channel.",
+            "channel",
+            buckets=SEND_SECONDS_BUCKETS,
+        )
+        self.guesses = new.counter("code_guesses", "Guesses of codes, by outcome.", "outcome")
+        self.comparisons = new.counter("code_comparisons", "Compared codes, by result.", "outcome")
+        self.missed_calls = new.counter("missed_calls", "Missed calls, by whether they matched a challenge.", "outcome")
+
+        self.job_seconds = new.summary("maintenance_job_duration_seconds", "Time of maintenance jobs, by job.", "job")
+        self.job_failures = new.counter("maintenance_job_failures", "Maintenance jobs that failed, by job.", "job")
+        self.rows_deleted = new.counter("maintenance_rows_deleted", "Old rows that were deleted, by job.", "job")
+        self.rows_overdue = new.gauge(
+            "maintenance_rows_overdue", "Old rows that are not deleted yet, by job; counted up to a limit.", "job"
+        )
+
+        self.tls_certificate_expiry = new.gauge(
             "tls_certificate_expiry_timestamp_seconds", "When the server's TLS certificate expires; NaN without TLS."
         )
-        self.quarantine_webhooks = self._gauge("quarantine_webhooks", "Webhooks in all quarantines.")
-        self.quarantine_bytes = self._gauge("quarantine_bytes", "Bytes of headers and bodies in all quarantines.")
+        self.token_expiry = new.gauge(
+            "token_expiry_timestamp_seconds",
+            "When the next token that was used in the last 7 days expires; NaN: none does.",
+        )
 
-    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(f"pointbook_{name}", documentation, labels, registry=self.registry)
 
-    def _gauge(self, name: str, documentation: str) -> Gauge:
-        """Return a gauge that is NaN until it is first set, because 0 would be a value."""
-        gauge = Gauge(f"pointbook_{name}", documentation, registry=self.registry)
-        gauge.set(math.nan)
-        return gauge
+class BatchMetrics:
+    """The metrics of one kind of batches."""
+
+    def __init__(self, metrics: Metrics, kind: str) -> None:
+        self._observe_size = metrics.batch_size.labels(kind).observe
+        self._observe_wait = metrics.batch_wait_seconds.labels(kind).observe
+        self._duration_seconds = metrics.batch_duration_seconds.labels(kind)
+        self._items_waiting = metrics.batch_items_waiting.labels(kind)
+
+    def watch(self, count_waiting: Callable[[], int]) -> None:
+        """Report how many items wait."""
+        self._items_waiting.set_function(count_waiting)
+
+    def batch(self, size: int, wait_seconds: float) -> "Timer":
+        """Count a batch that leaves now, and return a context that measures its duration."""
+        self._observe_size(size)
+        self._observe_wait(wait_seconds)
+        return Timer(self._duration_seconds)
+
+
+class Timer:
+    """A context whose duration in seconds is observed by a metric."""
+
+    __slots__ = ("_metric", "_started")
+
+    def __init__(self, metric: Histogram | Summary) -> None:
+        self._metric = metric
+
+    def __enter__(self) -> None:
+        """Start measuring."""
+        self._started = monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        """Observe the duration, even of a failure."""
+        self._metric.observe(monotonic() - self._started)
+
+
+class EventMetrics:
+    """Counts points updates by scene and outcome.
+
+    Scenes that are not listed count as OTHER: strangers can choose their names.
+    """
+
+    def __init__(self, metrics: Metrics, scenes: Iterable[str]) -> None:
+        self._metrics = metrics
+        self._scenes = frozenset(scenes)
+        self._counters: dict[tuple[str, str], Counter] = {}
+
+    def count(self, scene: str, outcome: str) -> None:
+        """Count an update."""
+        key = (scene if scene in self._scenes else "OTHER", outcome)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counters[key] = self._metrics.points_events.labels(*key)
+        counter.inc()
+
+
+class DatabaseMetrics:
+    """The metrics of the pools of connections, and of what runs on them."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._statements: dict[str, Callable[[float], None]] = {}
+        self.observe_wait = metrics.database_connection_wait_seconds.observe
+
+    def watch_pool(self, count_in_use: Callable[[], int], size: int) -> None:
+        """Report how many of a pool's connections are in use."""
+        self._metrics.database_connections_in_use.set_function(count_in_use)
+        self._metrics.database_connections_max.set(size)
+
+    def observe_statement(self, name: str, seconds: float) -> None:
+        """Observe the time of a statement."""
+        observe = self._statements.get(name)
+        if observe is None:
+            observe = self._statements[name] = self._metrics.database_statement_seconds.labels(name).observe
+        observe(seconds)
+
+    def count_retry(self, sqlstate: str) -> None:
+        """Count a transaction that is run again.
+
+        An empty SQLSTATE means that this server noticed the conflict itself.
+        """
+        self._metrics.database_retries.labels(sqlstate or "noticed").inc()
+
+    def count_error(self, cause: str) -> None:
+        """Count a failure by its SQLSTATE, or by the class of its exception."""
+        self._metrics.database_errors.labels(cause).inc()

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import structlog
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
+from pointbook_common.metric_registry import observe_loop_lag
+from pointbook_common.metrics_endpoint import MetricsEndpoint, exposition_of, listen
 from pointbook_common.open_files import max_client_connections
 from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.access.transactions import TokenTransactions
@@ -21,15 +24,15 @@ from pointbook_server.delivery.sender import Sender
 from pointbook_server.delivery.senders import close_senders
 from pointbook_server.maintenance import Maintenance
 from pointbook_server.metrics import Metrics
-from pointbook_server.metrics_endpoint import MetricsEndpoint
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc.admission import Admission
 from pointbook_server.rpc.authentication import Authenticator
+from pointbook_server.rpc.call_log import CallLog
 from pointbook_server.rpc.health import SERVICE_NAME as HEALTH
 from pointbook_server.rpc.health import HealthService
 from pointbook_server.rpc.listening import grpc_options, health_options, open_port
 from pointbook_server.rpc.method_handlers import MethodHandlers
-from pointbook_server.rpc.refusal_limits import ALL_CODES, Pacer, RefusalLog
+from pointbook_server.rpc.pacer import Pacer
 from pointbook_server.rpc.running_calls import RunningCalls
 from pointbook_server.rpc.tls import tls_source
 from pointbook_server.services import SERVICE_NAMES, Services
@@ -47,7 +50,7 @@ class Server:
     """One server process. Call `start` and `stop` in the same event loop.
 
     `development` is for `pointbook dev` on loopback only: without tokens, with reflection, and with stores registered
-    on first sight.
+    on first sight. Metrics are served on `metrics_listener`, if given, instead of the address in the settings.
     """
 
     def __init__(
@@ -58,10 +61,12 @@ class Server:
         senders: Mapping[Channel, Sender],
         development: bool = False,
         clock: ServerClock = SYSTEM_CLOCK,
+        metrics_listener: socket.socket | None = None,
     ) -> None:
         self._settings = settings
         self._senders = senders
-        self._database = Database(database_url, pool_size=settings.database_pool_size)
+        self.metrics = Metrics()
+        self._database = Database(database_url, pool_size=settings.database_pool_size, metrics=self.metrics)
         self._tokens = (
             None
             if development
@@ -69,7 +74,6 @@ class Server:
                 TokenTransactions(self._database), clock, staleness_seconds=settings.token_staleness_seconds
             )
         )
-        self.metrics = Metrics()
         self._skew = ClockSkew(clock, self.metrics)
         self._pacer = Pacer()
         self._running_calls = RunningCalls()
@@ -78,10 +82,13 @@ class Server:
             token_calls_per_second_max=settings.token_calls_per_second_max,
             check_clock=self._skew.check_call,
         )
-        self._health = HealthService(SERVICE_NAMES, RefusalLog(ALL_CODES), self._pacer)
+        self._health = HealthService(SERVICE_NAMES, self._pacer)
         checks = (self._skew.check, check_schema)
         self._database_health = DatabaseHealth(self._database, self._health.set_serving, checks)
-        self._maintenance_task: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[None]] = []
+        self._metrics_listener = metrics_listener
+        if metrics_listener is None and settings.metrics_address:
+            self._metrics_listener = listen("POINTBOOK_METRICS_ADDRESS", settings.metrics_address)
         self._metrics_endpoint: MetricsEndpoint | None = None
         self._server = grpc.aio.server(
             options=grpc_options(
@@ -95,23 +102,29 @@ class Server:
         self._server.add_generic_rpc_handlers((self._build_method_handlers(),))
         self._maintenance = Maintenance(
             self._database,
+            clock,
             self._skew,
+            self.metrics,
             tokens=self._tokens,
             redemptions=self.services.redemptions,
             codes=self.services.codes,
             refusals=self.services.refusals,
-            store_erasures=self.services.store_erasures,
-            quarantine=self.services.quarantine,
+            sources={
+                "drift": self.services.ledger,
+                "holds": self.services.redemptions,
+                "quarantine": self.services.quarantine,
+                "store_erasures": self.services.store_erasures,
+                "webhook_times": self.services.webhook_times,
+            },
         )
+        self._watch_process()
         self.port = self._listen(settings)
         self._health_server = self._build_health_server(settings)
 
     async def start(self) -> None:
         """Start serving. Health is NOT_SERVING until the database can be used."""
-        if self._settings.metrics_address:
-            self._metrics_endpoint = MetricsEndpoint(
-                self.metrics, self._settings.metrics_address, reuse_port=self._settings.workers > 1
-            )
+        if self._metrics_listener is not None:
+            self._metrics_endpoint = MetricsEndpoint(exposition_of(self.metrics.registry), self._metrics_listener)
         if self._tokens is not None:
             await self._tokens.start()
         await self._server.start()
@@ -119,15 +132,18 @@ class Server:
             await self._health_server.start()
         await self._database_health.check()
         self._database_health.start()
-        self._maintenance_task = asyncio.create_task(self._maintenance.run_maintenance())
+        self._background = [
+            asyncio.create_task(self._maintenance.run_maintenance()),
+            asyncio.create_task(observe_loop_lag(self.metrics.loop_lag_seconds.observe)),
+        ]
 
     async def stop(self) -> None:
         """Stop serving.
 
         Health turns NOT_SERVING, running calls finish within the drain time, and then everything is closed.
         """
-        if self._maintenance_task is not None:
-            self._maintenance_task.cancel()
+        for task in self._background:
+            task.cancel()
         self._health.stop()
         half_seconds = self._settings.drain_seconds / 2
         await self._admission.pause(half_seconds)
@@ -144,6 +160,7 @@ class Server:
                 await self._running_calls.drain()
                 await self.services.drain()
                 await self._maintenance.write_token_use()
+                await self.services.webhook_times.write()
         except TimeoutError:
             log.warning("some calls did not end in time")
         # Only now: until here, the check has ended calls that hung in the database.
@@ -155,6 +172,16 @@ class Server:
         if self._metrics_endpoint is not None:
             self._metrics_endpoint.close()
 
+    def _watch_process(self) -> None:
+        """Set the gauges that are read from this process at each scrape."""
+        self.metrics.calls_running.set_function(lambda: len(self._running_calls))
+        self.metrics.serving.set_function(lambda: self._health.is_serving)
+        tokens = self._tokens
+        if tokens is not None:
+            self.metrics.token_expiry.set_function(
+                lambda: math.nan if (expiry_ms := tokens.next_expiry_ms()) is None else expiry_ms / 1_000
+            )
+
     def _build_method_handlers(self) -> MethodHandlers:
         """Return the guarded handlers of all services but health."""
         handlers = MethodHandlers(
@@ -162,7 +189,8 @@ class Server:
             self._admission,
             self._running_calls,
             deadline_seconds=self._settings.call_deadline_seconds,
-            refusals=RefusalLog(),
+            call_log=CallLog(self._settings.call_log_lines_per_second_max),
+            metrics=self.metrics,
             pacer=self._pacer,
         )
         server: Any = handlers  # Generated code expects a server, and calls only its methods that add handlers.

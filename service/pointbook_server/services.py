@@ -34,11 +34,12 @@ from pointbook_server.delivery.sender import Sender
 from pointbook_server.ledger.account_repository import AccountRepository
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.transactions import LedgerTransactions
-from pointbook_server.metrics import Metrics
+from pointbook_server.metrics import BatchMetrics, Metrics
 from pointbook_server.programs.erasures.transactions import StoreErasureTransactions
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
 from pointbook_server.programs.transactions import ProgramTransactions
+from pointbook_server.programs.webhook_times import WebhookTimes
 from pointbook_server.redemption.history import RedemptionHistory
 from pointbook_server.redemption.service import RedemptionService
 from pointbook_server.redemption.servicer import RedemptionServicer
@@ -100,16 +101,18 @@ class Services:
         programs = ProgramTransactions(database, self.quarantine)
         challenges = ValidationCodeTransactions(database)
         redemptions = RedemptionTransactions(database, programs, AccountRepository, CustomerRepository, challenges)
-        self._ledger = LedgerTransactions(database, redemptions, register_stores=development)
+        self.ledger = LedgerTransactions(database, redemptions, metrics, register_stores=development)
+        self.webhook_times = WebhookTimes(database, metrics)
         tombstones = Tombstones(list(settings.code_key_bytes().values()))
         customers = CustomerTransactions(database, self.quarantine, challenges, tombstones, register_stores=development)
         self.points_batcher = Batcher(
-            self._ledger.apply,
+            self.ledger.apply,
             batch_max=UPDATES_IN_BATCH_MAX,
             waiting_max=UPDATES_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_BATCHES_MAX,
-            send_together=self._ledger.apply_merchants,
-            may_send_together=self._ledger.may_apply_merchants,
+            observer=BatchMetrics(metrics, "updates"),
+            send_together=self.ledger.apply_merchants,
+            may_send_together=self.ledger.may_apply_merchants,
         )
         self.codes = ValidationCodes(
             challenges,
@@ -125,10 +128,16 @@ class Services:
         self.refusals = RefusalRecorder(
             RefusalTransactions(database), clock, metrics, keep_days=settings.refusals_keep_days
         )
-        self.redemptions = RedemptionService(redemptions, self.codes, self.refusals, clock)
+        self.redemptions = RedemptionService(redemptions, self.codes, self.refusals, clock, metrics=metrics)
         self.store_erasures = StoreErasureTransactions(database, customers, self.quarantine, clock, metrics)
         self._points = PointsServicer(
-            self._ledger, programs, self.points_batcher, clock, grpc_code=grpc_code, metrics=metrics
+            self.ledger,
+            programs,
+            self.points_batcher,
+            clock,
+            grpc_code=grpc_code,
+            metrics=metrics,
+            webhook_times=self.webhook_times,
         )
         timeline = Timeline(self._points, RedemptionHistory(database), self.codes, self.refusals)
         self._redemption = RedemptionServicer(
@@ -137,7 +146,9 @@ class Services:
             SupportServicer(self.redemptions, self.refusals, timeline),
             clock,
         )
-        self._customers = CustomersServicer(customers, UserGroupTransactions(database), clock)
+        self._customers = CustomersServicer(
+            customers, UserGroupTransactions(database), clock, webhook_times=self.webhook_times
+        )
         self._programs = ProgramsServicer(programs, self.store_erasures, clock)
         self._benefits = BenefitsServicer(BenefitTransactions(database, programs), clock)
         replayer = Replayer(
@@ -163,7 +174,7 @@ class Services:
     async def drain(self) -> None:
         """Wait until all work in the background has ended."""
         await self.points_batcher.drain()
-        await self._ledger.drain()
+        await self.ledger.drain()
         await self.redemptions.drain()
         await self.codes.drain()
         await self.refusals.close()

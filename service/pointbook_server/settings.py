@@ -245,11 +245,18 @@ class ServerSettings(SecretFileSettings):
     )
     metrics_address: str = Field(
         default="",
-        description="HOST:PORT on which the server serves GET /metrics for Prometheus, over plain HTTP; empty: none. "
-        "With several workers, each uses the next port.",
+        description="HOST:PORT on which the server serves GET /metrics for Prometheus, over plain HTTP, with "
+        "those of all workers; empty: none.",
     )
     log_level: str = Field(
         default="INFO", pattern=r"^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
+    )
+    call_log_lines_per_second_max: int = Field(
+        default=100,
+        ge=0,
+        le=100_000,
+        description="The most calls of one outcome that a process logs singly per second; it counts further ones. "
+        "Refusals that cost their callers nothing have 10 at most.",
     )
     data_dir: Path = Field(
         default=Path(".pointbook"), description="The directory in which `pointbook dev` keeps the embedded database."

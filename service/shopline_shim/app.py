@@ -1,5 +1,6 @@
 """The factories of the shim's ASGI applications."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pointbook_common.metric_registry import observe_loop_lag
 from shopline_shim.connection_limits import ConnectionLimits
 from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
 from shopline_shim.grpc_client import CHANNEL_OPTIONS, PointbookClient
@@ -22,8 +24,6 @@ from shopline_shim.request_id_middleware import RequestIdMiddleware
 from shopline_shim.responses import NOT_FOUND
 from shopline_shim.settings import ShimSettings, secret_values
 from shopline_shim.webhooks_endpoint import BoundWebhooksEndpoint, WebhooksEndpoint
-
-_METRICS_CONNECTIONS_MAX = 50
 
 
 def create_app(settings: ShimSettings) -> Starlette:
@@ -45,9 +45,13 @@ def create_app(settings: ShimSettings) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
         async with open_aio_channel(settings, settings.grpc_address, CHANNEL_OPTIONS, tls) as channel:
-            client = PointbookClient(settings, channel)
-            points = PointsBatcher(client)
-            yield {"settings": settings, "connection_limits": limits, "client": client, "points": points}
+            client = PointbookClient(settings, channel, metrics)
+            points = PointsBatcher(client, metrics.updates_of_call.observe)
+            lag = asyncio.create_task(observe_loop_lag(metrics.loop_lag_seconds.observe))
+            try:
+                yield {"settings": settings, "connection_limits": limits, "client": client, "points": points}
+            finally:
+                lag.cancel()
 
     routes = [*_sender_routes(settings, metrics), health_route(), readiness_route(ReadinessCheck(settings))]
     if settings.shim_metrics_address == settings.http_address:
@@ -55,21 +59,6 @@ def create_app(settings: ShimSettings) -> Starlette:
     app = _build_app(routes, lifespan)
     app.state.metrics = metrics
     return app
-
-
-def create_metrics_app(settings: ShimSettings, metrics: Metrics) -> Starlette:
-    """Build the application for a separate metrics address."""
-    limits = ConnectionLimits(
-        connections_max=_METRICS_CONNECTIONS_MAX,
-        bytes_max=settings.max_unverified_bytes,
-        evicted=metrics.connections_evicted,
-    )
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
-        yield {"settings": settings, "connection_limits": limits}
-
-    return _build_app([metrics_route(metrics)], lifespan)
 
 
 def _sender_routes(settings: ShimSettings, metrics: Metrics) -> list[Route]:

@@ -17,6 +17,7 @@ from pointbook.v1 import (
     redemption_pb2_grpc,
     webhooks_pb2_grpc,
 )
+from shopline_shim.metrics import Metrics
 from shopline_shim.settings import ShimSettings
 
 log = structlog.get_logger()
@@ -60,7 +61,8 @@ class PointbookClient:
     It must be created in the running event loop.
     """
 
-    def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel) -> None:
+    def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel, metrics: Metrics) -> None:
+        self._metrics = metrics
         self.points = points_pb2_grpc.PointsServiceStub(channel)
         self.customers = customers_pb2_grpc.CustomersServiceStub(channel)
         self.programs = programs_pb2_grpc.ProgramsServiceStub(channel)
@@ -78,7 +80,14 @@ class PointbookClient:
         Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the context's deadline.
         """
         metadata = (("x-request-id", context.request_id), *self._credentials)
-        return await method(request, timeout=context.seconds_left(), metadata=metadata)
+        started, code = time.monotonic(), grpc.StatusCode.OK
+        try:
+            return await method(request, timeout=context.seconds_left(), metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            code = error.code()
+            raise
+        finally:
+            self._metrics.call_seconds.labels(code.name).observe(time.monotonic() - started)
 
     async def is_serving(self) -> bool:
         """Return whether the server's health is SERVING, within a second. Raises nothing.

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 
@@ -41,8 +41,9 @@ class PointsBatcher:
     that the token does not cover, affects no other.
     """
 
-    def __init__(self, client: PointbookClient) -> None:
+    def __init__(self, client: PointbookClient, observe_size: Callable[[int], None]) -> None:
         self._client = client
+        self._observe_size = observe_size
         self._queues: dict[str, _Queue] = {}
         self._senders: set[asyncio.Task[None]] = set()
 
@@ -108,6 +109,7 @@ class PointsBatcher:
         A single update keeps its request id, which the server's log then has.
         """
         client = self._client
+        self._observe_size(len(batch))
         if len(batch) == 1:
             (queued,) = batch
             request = points_pb2.ApplyPointsUpdateRequest(update=queued.update)

@@ -3,18 +3,22 @@
 import asyncio
 import contextlib
 import functools
+import math
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 import uvicorn
 from starlette.applications import Starlette
 
-from shopline_shim.app import create_app, create_metrics_app
+from pointbook_common import metrics_endpoint
+from pointbook_common.metrics_endpoint import MetricsEndpoint, exposition_of
+from shopline_shim.app import create_app
 from shopline_shim.http_protocol import LimitedHttpProtocol
+from shopline_shim.metrics import Metrics
 from shopline_shim.settings import ShimSettings
 from shopline_shim.tcp_listener import bound_address, listen
-from shopline_shim.tls_context import build_tls_context
+from shopline_shim.tls_context import build_tls_context, server_tls_source
 from shopline_shim.tls_listener import TlsListener, TlsOptions
 
 log = structlog.get_logger()
@@ -24,14 +28,21 @@ class ShimServer:
     """The shim, served in the running event loop.
 
     It leaves signals to its caller, which stops it by an event. `address` is the bound `host:port` after `ready` is
-    set. With a `listener` it accepts connections from that socket, which worker processes share.
+    set. With a `listener` it accepts connections from that socket, which worker processes share, and serves its
+    metrics on a `metrics_listener` instead of the address in the settings.
     """
 
-    def __init__(self, settings: ShimSettings, listener: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        settings: ShimSettings,
+        listener: socket.socket | None = None,
+        metrics_listener: socket.socket | None = None,
+    ) -> None:
         self.address = ""
         self.metrics_address = ""
         self._settings = settings
         self._listener = listener
+        self._metrics_listener = metrics_listener
         self._app = create_app(settings)
 
     async def serve(self, *, stop: asyncio.Event, ready: asyncio.Event | None = None) -> None:
@@ -39,38 +50,45 @@ class ShimServer:
 
         Raises OSError if an address cannot be bound, and SettingError if TLS files are wrong.
         """
-        context = build_tls_context(self._settings)
-        tls = None if context is None else TlsOptions(context, self._settings.header_timeout_seconds)
+        tls = self._tls_options()
         with contextlib.ExitStack() as listeners:
             listener = listeners.enter_context(self._listener or listen(self._settings.http_address))
             self.address = bound_address(listener)
-            metrics_listener = None
-            if self._settings.shim_metrics_address not in {"", self._settings.http_address}:
-                metrics_listener = listeners.enter_context(
-                    listen(self._settings.shim_metrics_address, reuse_port=self._settings.shim_workers > 1)
-                )
-                self.metrics_address = bound_address(metrics_listener)
-            async with self._serve_metrics(metrics_listener):
-                server = _UvicornServer(
-                    self._config(self._app), stop, ready or asyncio.Event(), self._log_listening, tls
-                )
-                await server.serve(sockets=[listener])
+            listeners.enter_context(self._serve_metrics())
+            server = _UvicornServer(self._config(self._app), stop, ready or asyncio.Event(), self._log_listening, tls)
+            await server.serve(sockets=[listener])
 
-    @contextlib.asynccontextmanager
-    async def _serve_metrics(self, listener: socket.socket | None) -> AsyncGenerator[None]:
-        """Serve the metrics during the block."""
+    def _tls_options(self) -> TlsOptions | None:
+        """Return the TLS of the webhooks' address, if any.
+
+        The expiry of its certificate becomes a metric.
+        """
+        source = server_tls_source(self._settings)
+        if source is None:
+            return None
+        metrics: Metrics = self._app.state.metrics
+        metrics.tls_certificate_expiry.set_function(
+            lambda: expires_at.timestamp() if (expires_at := source.current().expires_at) else math.nan
+        )
+        return TlsOptions(build_tls_context(source), self._settings.header_timeout_seconds)
+
+    @contextlib.contextmanager
+    def _serve_metrics(self) -> Iterator[None]:
+        """Serve the metrics on an address of their own during the block, if there is one."""
+        address = self._settings.shim_metrics_address
+        listener = self._metrics_listener
+        if listener is None and address not in {"", self._settings.http_address}:
+            listener = metrics_endpoint.listen("POINTBOOK_SHIM_METRICS_ADDRESS", address)
         if listener is None:
             yield
             return
-        stop = asyncio.Event()
-        app = create_metrics_app(self._settings, self._app.state.metrics)
-        server = _UvicornServer(self._config(app), stop, asyncio.Event(), lambda: None, None)
-        task = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
-            yield
-        finally:
-            stop.set()
-            await task
+        with listener:
+            self.metrics_address = bound_address(listener)
+            endpoint = MetricsEndpoint(exposition_of(self._app.state.metrics.registry), listener)
+            try:
+                yield
+            finally:
+                endpoint.close()
 
     def _config(self, app: Starlette) -> uvicorn.Config:
         return uvicorn.Config(

@@ -133,9 +133,9 @@ class ShimSettings(SecretFileSettings):
     )
     shim_metrics_address: str = Field(
         default="",
-        description="The host:port of GET /metrics for Prometheus, over plain HTTP. Empty: none. Each of several "
-        "workers uses the next port. If it equals POINTBOOK_HTTP_ADDRESS, the metrics are served on the webhooks' "
-        "port, as in `dev`.",
+        description="The host:port of GET /metrics for Prometheus, over plain HTTP, with the metrics of all workers. "
+        "Empty: none. If it equals POINTBOOK_HTTP_ADDRESS, the metrics are served on the webhooks' port, as in `dev`; "
+        "several workers need an address of its own.",
     )
     header_timeout_seconds: float = Field(
         default=5,
@@ -177,7 +177,14 @@ class ShimSettings(SecretFileSettings):
     )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="DEBUG, INFO, WARNING or ERROR. DEBUG logs every webhook."
+        default="INFO", description="DEBUG, INFO, WARNING or ERROR."
+    )
+    webhook_log_lines_per_second_max: int = Field(
+        default=100,
+        ge=0,
+        le=100_000,
+        description="The most webhooks of one outcome that a process logs singly per second; it counts further ones. "
+        "Those without a valid signature have 10 at most.",
     )
 
     @field_validator(

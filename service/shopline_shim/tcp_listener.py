@@ -5,14 +5,14 @@ import socket
 from shopline_shim.settings import split_address
 
 
-def listen(address: str, *, reuse_port: bool = False) -> socket.socket:
+def listen(address: str) -> socket.socket:
     """Listen on a `host:port` address, which workers may share.
 
     Raises OSError if that is not possible.
     """
     host, port = split_address(address)
     family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.create_server(target[:2], family=family, reuse_port=reuse_port)
+    listener = socket.create_server(target[:2], family=family)
     # Accepted connections inherit this. Without it, Nagle's algorithm delays a response by 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

@@ -11,20 +11,32 @@ from shopline_shim.settings import ShimSettings
 log = structlog.get_logger()
 
 
-def build_tls_context(settings: ShimSettings) -> ssl.SSLContext | None:
-    """Return a context that serves the newest certificate, or None for plain HTTP.
+def server_tls_source(settings: ShimSettings) -> TlsSource | None:
+    """Return the certificate and key of the shim's HTTPS, or None for plain HTTP.
 
-    Raises SettingError if the files are wrong, and OSError if OpenSSL rejects them.
+    Raises SettingError if the files are wrong.
     """
     cert, key = settings.http_tls_cert_file, settings.http_tls_key_file
     if cert is None or key is None:
         return None
-    variable = "POINTBOOK_HTTP_TLS_CERT_FILE"
-    source = TlsSource(TlsFiles(cert=SettingFile(variable, cert), key=SettingFile("POINTBOOK_HTTP_TLS_KEY_FILE", key)))
+    files = TlsFiles(
+        cert=SettingFile("POINTBOOK_HTTP_TLS_CERT_FILE", cert), key=SettingFile("POINTBOOK_HTTP_TLS_KEY_FILE", key)
+    )
+    return TlsSource(files)
+
+
+def build_tls_context(source: TlsSource) -> ssl.SSLContext:
+    """Return a context that serves the newest certificate.
+
+    Raises OSError if OpenSSL rejects the files, and ValueError if the source has no certificate.
+    """
+    cert, key = source.files.cert, source.files.key
+    if cert is None or key is None:
+        raise ValueError("a server needs a certificate and its key")
     try:
-        loaded, context = source.current(), _load_context(cert, key)
+        loaded, context = source.current(), _load_context(cert.path, key.path)
     except OSError as error:
-        raise OSError(f"{variable}: {error}") from error
+        raise OSError(f"{cert.variable}: {error}") from error
     initial_context = context
 
     def use_newest(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
@@ -34,7 +46,7 @@ def build_tls_context(settings: ShimSettings) -> ssl.SSLContext | None:
             # If the files change again before OpenSSL reads them, the next handshake sees other material and reloads.
             loaded = material
             try:
-                context = _load_context(cert, key)
+                context = _load_context(cert.path, key.path)
             except OSError as error:
                 log.warning("changed TLS files are invalid, still using the previous ones", cause=str(error))
         connection.context = context

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, programs_pb2, webhooks_pb2
 from pointbook_common.durations import HOUR_MS
+from pointbook_common.line_limit import LineLimit
 from pointbook_common.shopline_webhooks import select_headers
 from shopline_shim import quarantine_cause, signature, translate
 from shopline_shim.endpoint_bindings import EndpointBinding
@@ -36,6 +37,11 @@ _IGNORED_TOPICS = frozenset(
 """Topics that are ignored on purpose, and counted by name. Source: docs/reference/shopline-webhooks.md#other-topics"""
 _TOPIC_LABELS = {topic: topic for topic in translate.TRANSLATED_TOPICS | _IGNORED_TOPICS} | {"": "missing"}
 """Metric labels by topic. All others count as `other`, so that a sender cannot create labels."""
+FORGED = "forged"
+UNVERIFIED = frozenset({FORGED, "too_large", "incomplete"})
+"""The outcomes of requests that anyone can send."""
+FLOOD_LINES_MAX = 10
+"""How many of them are logged singly per second, by outcome."""
 _LOGGABLE_ID = re.compile(r"[!-~]{1,64}")
 _WEBHOOK_ID_DIFFERS = {"X-Pointbook-Webhook-Id-Differs": "true"}
 
@@ -83,6 +89,8 @@ class WebhooksEndpoint:
         self._max_age_ms = settings.webhook_max_age_hours * HOUR_MS
         self._quarantines_shop_mismatch = settings.shop_id_mismatch == "quarantine"
         self._metrics = metrics
+        self._log_limit: LineLimit[str] = LineLimit(self._lines_max, _write_rest)
+        self._lines_per_second_max = settings.webhook_log_lines_per_second_max
         self._apply_by_topic = {
             translate.POINTS_TOPIC: self._apply_points_update,
             translate.STORE_ERASURE_TOPIC: self._request_store_erasure,
@@ -94,19 +102,29 @@ class WebhooksEndpoint:
 
         Of its content only the ids of the webhook and the merchant are logged.
         """
-        started = time.perf_counter()
+        started = time.monotonic()
         topic = translate.read_topic(request.headers.getlist("x-shopline-topic"))
         if self._binding is not None:
             topic = self._binding.resolve_topic(topic)
         label = _TOPIC_LABELS.get(topic, "other")
         outcome = "error"
         try:
-            outcome, response = await self._handle(request, topic)
+            with self._metrics.requests_running.track_inprogress():
+                outcome, response = await self._handle(request, topic)
         finally:
+            seconds = time.monotonic() - started
             self._metrics.webhooks.labels(label, outcome).inc()
-            self._metrics.seconds.labels(label).observe(time.perf_counter() - started)
-        _request_log(request).debug("webhook", topic=label, outcome=outcome, status=response.status_code)
+            self._metrics.seconds.labels(label).observe(seconds)
+        if self._log_limit.admits(outcome):
+            status, duration_ms = response.status_code, round(seconds * 1_000, 3)
+            _request_log(request).info("webhook", topic=label, outcome=outcome, status=status, duration_ms=duration_ms)
         return response
+
+    def _lines_max(self, outcome: str) -> int:
+        """Return how many webhooks of an outcome are logged singly per second."""
+        if outcome in UNVERIFIED:
+            return min(FLOOD_LINES_MAX, self._lines_per_second_max)
+        return self._lines_per_second_max
 
     async def _handle(self, request: Request, topic: str) -> tuple[str, Response]:
         try:
@@ -116,7 +134,8 @@ class WebhooksEndpoint:
         authentic = signature.verify(self._app_secrets, raw_body, request.headers.get("x-shopline-hmac-sha256"))
         request.state.connection.release(authentic=authentic)
         if not authentic:
-            return "forged", WRONG_SIGNATURE.response()
+            return FORGED, WRONG_SIGNATURE.response()
+        self._metrics.last_authentic.set_to_current_time()
         headers = request.headers if self._binding is None else self._binding.complete_headers(request.headers, topic)
         context = CallContext(request.state.request_id, time.monotonic() + self._timeout_seconds)
         return await self._apply(AuthenticWebhook(request, topic, headers, raw_body, request.state.client, context))
@@ -197,8 +216,10 @@ class WebhooksEndpoint:
         """
         if self._binding is not None and store_id not in self._binding.store_ids:
             raise _NotApplicableError(quarantine_cause.OTHER_STORE)
+        lag_ms = time.time_ns() // 1_000_000 - event_time.ToMilliseconds()
+        self._metrics.lag_seconds.labels(webhook.topic).observe(max(0.0, lag_ms / 1_000))
         has_max_age = self._max_age_ms > 0 and webhook.topic not in translate.ERASURE_TOPICS
-        if has_max_age and event_time.ToMilliseconds() < time.time_ns() // 1_000_000 - self._max_age_ms:
+        if has_max_age and lag_ms > self._max_age_ms:
             raise _NotApplicableError(quarantine_cause.TOO_OLD)
         header_store_id = webhook.headers.get("x-shopline-shop-id")
         if header_store_id is None:
@@ -259,6 +280,10 @@ class BoundWebhooksEndpoint:
     async def receive(self, request: Request) -> Response:
         """Handle one request with the endpoint of its path."""
         return await self._endpoints.get(request.path_params["endpoint"], self._unknown).receive(request)
+
+
+def _write_rest(outcome: str, count: int) -> None:
+    log.info("more webhooks", outcome=outcome, count=count)
 
 
 def _stored_headers(headers: Headers) -> list[webhooks_pb2.WebhookHeader]:

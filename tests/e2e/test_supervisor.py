@@ -64,8 +64,8 @@ def command(program: tuple[str, ...], count: int = 2, drain_seconds: float = 2.0
     """Return the command of these workers."""
     return WorkerCommand(
         count=count,
-        program=program,
-        environment_of=lambda number: {"NUMBER": str(number)},
+        program_of=lambda number: ("/usr/bin/env", f"NUMBER={number}", *program),
+        environment={},
         heartbeat_timeout_seconds=TIMEOUT_SECONDS,
         drain_seconds=drain_seconds,
     )
@@ -244,7 +244,8 @@ async def main():
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await supervisor.Supervisor(supervisor.WorkerCommand(
-        2, tuple(sys.argv[1:]), lambda number: {{"NUMBER": str(number)}}, {TIMEOUT_SECONDS}, 2.0)).run(stop)
+        2, lambda number: ("/usr/bin/env", f"NUMBER={{number}}", *sys.argv[1:]), {{}}, {TIMEOUT_SECONDS}, 2.0
+    )).run(stop)
 
 asyncio.run(main())
 """

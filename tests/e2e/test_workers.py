@@ -19,7 +19,7 @@ from shopline_shim.signature import sign
 from support.clients import Client
 from support.http_clients import http_client
 from support.ledger import check_ledger
-from support.probes import http_get, is_alive, zombies
+from support.probes import http_get, http_text, is_alive, zombies
 from support.processes import HAS_PROC, POINTBOOK, Running, clean_environment, free_port, running
 from support.servers import Service
 from support.shops import Shop
@@ -165,13 +165,16 @@ async def test_no_other_program_gets_the_ports_of_a_dead_worker(database_url: st
         for pid in process.workers():
             os.kill(pid, signal.SIGKILL)
         await until(lambda: len(logged(process, "worker ended")) == 2)
-        for reserved_port in (port, metrics_port, metrics_port + 1):
+        for reserved_port in (port, metrics_port):
             with pytest.raises(OSError, match="in use"):
                 socket.create_server(("127.0.0.1", reserved_port))
         await until_served(process, 4)
         assert sorted(line["number"] for line in logged(process, "worker started")) == [0, 0, 1, 1]
-        for reserved_port in (metrics_port, metrics_port + 1):
-            assert await http_get(f"http://127.0.0.1:{reserved_port}/metrics") == 200
+        text = await http_text(f"http://127.0.0.1:{metrics_port}/metrics")
+        for number in (0, 1):
+            assert f'pointbook_worker_serving{{worker="{number}"}} 1.0' in text
+            assert f'pointbook_worker_ends_total{{worker="{number}"}} 1.0' in text
+            assert f'pointbook_serving{{worker="{number}"}} 1.0' in text
         assert (await process.stop(signal.SIGINT))[0] == 0, process.err
 
 

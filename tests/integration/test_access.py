@@ -29,7 +29,7 @@ from pointbook_server.access.model import Scope
 from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.programs.model import Channel
-from pointbook_server.rpc import refusal_limits
+from pointbook_server.rpc import call_log
 from pointbook_server.server import Server
 from pointbook_server.services import SERVICE_NAMES
 from support.clients import Client
@@ -302,10 +302,10 @@ async def test_the_log_names_the_refused_call_of_reflection(database_url: str) -
     server = Server(server_settings(reflection=True), database_url, senders={}, clock=TestClock())
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        with json_logs(refusal_limits) as log:
+        with json_logs(call_log) as log:
             await reflect(channel)
     await server.stop()
-    (line,) = [json.loads(line) for line in log.getvalue().splitlines() if "call refused" in line]
+    (line,) = [json.loads(line) for line in log.getvalue().splitlines() if '"call"' in line]
     assert line["method"] == "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     assert line["request_id"]
 

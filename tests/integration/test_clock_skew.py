@@ -103,7 +103,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self.times_ms: list[int] = []
-        self.report_count = 0
+        self.refresh_count = 0
 
     async def release_overdue(self, now_ms: int) -> int:
         """Record the time."""
@@ -112,12 +112,9 @@ class Jobs:
 
     clean_up = release_overdue
 
-    async def report_open(self) -> None:
+    async def refresh_metrics(self, _now_ms: int) -> None:
         """Count the calls."""
-        self.report_count += 1
-
-    async def refresh_metrics(self) -> None:
-        """Do nothing; this job needs no clock."""
+        self.refresh_count += 1
 
 
 @pytest.mark.parametrize(("ahead_ms", "jobs_run"), [(0, 3), (1_000, 3), (3_000, 0), (-3_000, 0)])
@@ -126,18 +123,20 @@ async def test_maintenance_reads_the_databases_clock_once_per_round(
 ) -> None:
     """While the clocks differ, only jobs that change nothing run."""
     database, jobs = Database(database_url, pool_size=1), Jobs()
-    skew = clock_skew_module.ClockSkew(ShiftedClock(ahead_ms), Metrics())
+    clock, metrics = ShiftedClock(ahead_ms), Metrics()
+    skew = clock_skew_module.ClockSkew(clock, metrics)
     async with database.autocommit() as connection:
         await skew.check(connection)
     maintenance = Maintenance(
         database,
+        clock,
         skew,
+        metrics,
         tokens=None,
         redemptions=jobs,
         codes=jobs,
         refusals=jobs,
-        store_erasures=jobs,
-        quarantine=jobs,
+        sources={"jobs": jobs},
     )
     await maintenance.run_jobs()
     await database.dispose()
@@ -146,7 +145,7 @@ async def test_maintenance_reads_the_databases_clock_once_per_round(
     assert len(set(jobs.times_ms)) <= 1
     # The database's time, not that of the server, which is a second ahead.
     assert all(abs(now_ms - SystemClock()()) < 900 for now_ms in jobs.times_ms)
-    assert jobs.report_count == 1
+    assert jobs.refresh_count == 1
 
 
 async def test_erasure_starts_at_the_databases_time(database_url: str, admin_token: str) -> None:

@@ -42,7 +42,7 @@ class CountingConnection(Connection):
     """
 
     def __init__(self, driver: Any) -> None:
-        super().__init__(driver)
+        super().__init__(driver, lambda _name, _seconds: None)
         self.driver = driver
         self.blocks = 0
 

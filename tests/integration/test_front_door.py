@@ -15,10 +15,11 @@ from pointbook.v1 import points_pb2
 from pointbook_server.access import token_cache as token_cache_module
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.rpc import admission as admission_module
+from pointbook_server.rpc import call_log as call_log_module
 from pointbook_server.rpc import health as health_module
 from pointbook_server.rpc import method_handlers as handlers_module
-from pointbook_server.rpc import refusal_limits as refusal_limits_module
-from pointbook_server.rpc.refusal_limits import Pacer
+from pointbook_server.rpc import pacer as pacer_module
+from pointbook_server.rpc.pacer import Pacer
 from pointbook_server.server import Server
 from support.clients import Client
 from support.clocks import TestClock
@@ -389,7 +390,7 @@ async def test_busy_tokens_leave_calls_for_quiet_tokens(
 
 
 async def test_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -> None:
-    with json_logs(refusal_limits_module) as written:
+    with json_logs(call_log_module) as written:
         async with running_server(database_url) as (server, _), calling(server.port) as client:
             await asyncio.gather(*(refused(account(client)) for _ in range(200)))
 
@@ -398,7 +399,7 @@ async def test_flood_of_refusals_is_logged_in_a_few_lines(database_url: str) -> 
                 return [line for line in logged if line.get("reason") == "TOKEN_MISSING"]
 
             await until(lambda: sum(line.get("count", 1) for line in lines()) == 200)
-    assert len(lines()) <= 3 * (refusal_limits_module.SAMPLES_MAX + 1)
+    assert len(lines()) <= 3 * (call_log_module.FLOOD_LINES_MAX + 1)
     assert all("request_id" not in line for line in lines() if "count" in line)
 
 
@@ -429,7 +430,7 @@ async def test_all_refusals_of_unauthenticated_callers_are_paced(
 
 async def test_flood_of_health_calls_is_logged_in_a_few_lines(database_url: str) -> None:
     """Including malformed requests and cancelled calls."""
-    with json_logs(refusal_limits_module) as written:
+    with json_logs(call_log_module) as written:
         async with running_server(database_url) as (server, _), http2(address_of(server)) as (connection,):
             began = time.monotonic()
             for _ in range(20):
@@ -440,11 +441,11 @@ async def test_flood_of_health_calls_is_logged_in_a_few_lines(database_url: str)
     logged = [line for line in map(json.loads, written.getvalue().splitlines()) if "reason" in line]
     assert logged
     seconds = time.monotonic() - began
-    assert len(logged) <= (seconds + 2) * 2 * (refusal_limits_module.SAMPLES_MAX + 1)
+    assert len(logged) <= (seconds + 2) * 2 * (call_log_module.FLOOD_LINES_MAX + 1)
 
 
 async def test_call_cancelled_before_its_request_is_not_logged_as_refused(database_url: str, admin_token: str) -> None:
-    with json_logs(refusal_limits_module) as written:
+    with json_logs(call_log_module) as written:
         async with running_server(database_url) as (server, _), http2(address_of(server)) as (connection,):
             stalled = await stalled_calls(connection, 50, admin_token)
             await until(lambda: len(server._admission._running) == len(stalled))
@@ -452,7 +453,8 @@ async def test_call_cancelled_before_its_request_is_not_logged_as_refused(databa
                 await connection.reset(stream_id)
             await until(lambda: not server._admission._running and not len(server._running_calls))
             assert {use.running for use in server._admission._tokens.values()} == {0}
-    assert "call refused" not in written.getvalue()
+    logged = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert {line["code"] for line in logged if line["event"] == "call"} == {"CANCELLED"}
 
 
 async def test_health_calls_to_one_listener_do_not_delay_the_other(
@@ -480,7 +482,7 @@ async def test_health_calls_to_one_listener_do_not_delay_the_other(
 
 def test_check_is_delayed_less_than_a_probe_timeout() -> None:
     """Kubernetes allows a probe one second, and then restarts the server."""
-    assert health_module.CHECKS_MAX / refusal_limits_module.PACED_CALLS_PER_SECOND < 0.5
+    assert health_module.CHECKS_MAX / pacer_module.PACED_CALLS_PER_SECOND < 0.5
 
 
 async def test_connection_limit_does_not_block_the_health_address(database_url: str) -> None:

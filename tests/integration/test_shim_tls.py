@@ -227,8 +227,10 @@ async def test_files_that_openssl_rejects_are_logged_once_per_renewal(tmp_path: 
             renewed = AUTHORITY.issue("shim")
             Issued(renewed.chain + weak.chain, renewed.key).write(tmp_path, "http")
             served = [await asyncio.to_thread(served_serial, port_of(shim.address)) for _ in range(3)]
+        source = tls_context.server_tls_source(settings)
+        assert source is not None
         with pytest.raises(OSError, match=r"POINTBOOK_HTTP_TLS_CERT_FILE: .*TOO_SMALL"):
-            tls_context.build_tls_context(settings)
+            tls_context.build_tls_context(source)
 
     assert served == [old] * 3
     assert logged.getvalue().count("changed TLS files are invalid, still using the previous ones") == 1

@@ -12,6 +12,7 @@ from pointbook_server.ledger.account_repository import AccountRepository
 from pointbook_server.ledger.fold import fold
 from pointbook_server.ledger.model import Account, AccountKey, ApplyOutcome, StoredEntry
 from pointbook_server.ledger.transactions import LedgerTransactions
+from pointbook_server.metrics import Metrics
 from pointbook_server.programs.transactions import ProgramTransactions
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
@@ -28,7 +29,7 @@ def ledger_transactions(database: Database) -> LedgerTransactions:
         CustomerRepository,
         ValidationCodeTransactions(database),
     )
-    return LedgerTransactions(database, redemptions)
+    return LedgerTransactions(database, redemptions, Metrics())
 
 
 _ACCOUNTS, _CHECKPOINTS, _ENTRIES = (

@@ -32,6 +32,12 @@ async def http_get(url: str) -> int:
             return 0
 
 
+async def http_text(url: str) -> str:
+    """Return the text of a GET request that succeeds."""
+    async with http_client(timeout=5.0) as client:
+        return (await client.get(url)).raise_for_status().text
+
+
 def handles_sigterm(pid: int) -> bool:
     """Return whether a process handles SIGTERM. Python does once its event loop runs."""
     status = Path(f"/proc/{pid}/status").read_text()

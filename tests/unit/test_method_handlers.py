@@ -7,11 +7,13 @@ import grpc
 import pytest
 
 from pointbook_server.errors import PointbookError
+from pointbook_server.metrics import Metrics
 from pointbook_server.reasons import Reason
 from pointbook_server.rpc.admission import Admission
 from pointbook_server.rpc.authentication import Authenticator
+from pointbook_server.rpc.call_log import CallLog
 from pointbook_server.rpc.method_handlers import MethodHandlers
-from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
+from pointbook_server.rpc.pacer import Pacer
 from pointbook_server.rpc.running_calls import RunningCalls
 from support.call_costs import Details
 
@@ -50,7 +52,8 @@ async def test_caller_that_disconnects_at_its_status_is_not_an_error() -> None:
         Admission(token_calls_max=1, token_calls_per_second_max=0, check_clock=lambda: None),
         running_calls,
         deadline_seconds=1.0,
-        refusals=RefusalLog(),
+        call_log=CallLog(10),
+        metrics=Metrics(),
         pacer=Pacer(),
     )
     service, name = METHOD[1:].split("/")

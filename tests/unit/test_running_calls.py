@@ -1,6 +1,7 @@
 """Deadlines of running calls, in orders that gRPC can hardly be made to produce."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -12,7 +13,7 @@ LONG_AFTER = 0.3
 
 async def test_a_call_is_cancelled_at_its_deadline_and_can_send_its_status() -> None:
     calls, task = RunningCalls(), current_task()
-    calls.add(task, SECONDS)
+    calls.add(task, time.monotonic() + SECONDS)
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.Event().wait()
@@ -28,7 +29,7 @@ async def test_a_call_is_cancelled_at_its_deadline_and_can_send_its_status() -> 
 async def test_a_call_whose_deadline_was_lifted_is_not_cancelled() -> None:
     """A refused call may have to wait for its turn to send the status."""
     calls, task = RunningCalls(), current_task()
-    calls.add(task, SECONDS)
+    calls.add(task, time.monotonic() + SECONDS)
     calls.lift_deadline(task)
 
     await asyncio.sleep(LONG_AFTER)
@@ -43,7 +44,7 @@ async def test_a_cancelled_call_is_left_to_its_clean_up() -> None:
 
     async def call() -> None:
         nonlocal cleaned_up
-        calls.add(current_task(), SECONDS)
+        calls.add(current_task(), time.monotonic() + SECONDS)
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:

@@ -41,7 +41,7 @@ def serve(
     from pointbook_server.logs import configure_logs
 
     settings, url = load_server_settings(**({} if workers is None else {"workers": workers}))
-    configure_logs(settings.log_level, json=True)
+    configure_logs(settings.log_level)
     if settings.workers > 1:
         from pointbook_cli.services.server_workers import run_server_workers
 
@@ -52,8 +52,13 @@ def serve(
         run_until_stopped(lambda stop: run_server(settings, url, stop))
 
 
+MetricsListener = Annotated[
+    int | None, typer.Option(help="The file descriptor of an inherited socket on which to serve metrics.")
+]
+
+
 @app.command(hidden=True)
-def worker() -> None:
+def worker(metrics_listener: MetricsListener = None) -> None:
     """Run one of several server processes that share a port.
 
     `pointbook serve --workers` starts it.
@@ -63,9 +68,10 @@ def worker() -> None:
     from pointbook_server.logs import configure_logs
 
     settings, url = load_server_settings()
-    configure_logs(settings.log_level, json=True)
+    configure_logs(settings.log_level)
+    metrics = _inherited(metrics_listener)
     run_until_stopped(
-        lambda stop: run_as_worker(lambda stop, ready: run_server(settings, url, stop, ready), stop),
+        lambda stop: run_as_worker(lambda stop, ready: run_server(settings, url, stop, ready, metrics), stop),
     )
 
 
@@ -81,7 +87,7 @@ def shim(
 
     overrides = {} if workers is None else {"shim_workers": workers}
     settings = load_settings(ShimSettings, "shopline_secrets", **overrides)
-    configure_logs(settings.log_level, json=True)
+    configure_logs(settings.log_level)
     if settings.shim_workers > 1:
         from pointbook_cli.services.shim_workers import run_shim_workers
 
@@ -95,6 +101,7 @@ def shim(
 @app.command(hidden=True)
 def shim_worker(
     listener: Annotated[int, typer.Argument(help="The file descriptor of the inherited listening socket.")],
+    metrics_listener: MetricsListener = None,
 ) -> None:
     """Run one of several shim processes that share a socket.
 
@@ -106,11 +113,16 @@ def shim_worker(
     from shopline_shim.settings import ShimSettings
 
     settings = load_settings(ShimSettings, "shopline_secrets")
-    configure_logs(settings.log_level, json=True)
-    shim = ShimServer(settings, socket.socket(fileno=listener))
+    configure_logs(settings.log_level)
+    shim = ShimServer(settings, _inherited(listener), _inherited(metrics_listener))
     run_until_stopped(
         lambda stop: run_as_worker(lambda stop, ready: shim.serve(stop=stop, ready=ready), stop),
     )
+
+
+def _inherited(descriptor: int | None) -> socket.socket | None:
+    """Return the inherited socket of a file descriptor."""
+    return None if descriptor is None else socket.socket(fileno=descriptor)
 
 
 @app.command()

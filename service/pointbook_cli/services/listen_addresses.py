@@ -5,22 +5,6 @@ import errno
 import socket
 from collections.abc import Iterator
 
-PORT_MAX = 65_535
-
-
-def worker_addresses(name: str, address: str, count: int) -> list[str]:
-    """Return a HOST:PORT address for each worker, on consecutive ports.
-
-    None if the address is empty. Raises OSError with the setting's name if a port is 0 or above 65535.
-    """
-    if not address:
-        return []
-    host, _, port = address.rpartition(":")
-    last = int(port) + count - 1
-    if int(port) == 0 or last > PORT_MAX:
-        raise OSError(f"{name}: each worker uses the next port, and {port} to {last} are not all valid ports")
-    return [f"{host}:{int(port) + number}" for number in range(count)]
-
 
 def check_unused(name: str, address: str) -> None:
     """Check that a HOST:PORT address is free. Raises OSError with the setting's name.
@@ -32,19 +16,17 @@ def check_unused(name: str, address: str) -> None:
 
 
 @contextlib.contextmanager
-def reserve_for_workers(*addresses: tuple[str, str]) -> Iterator[None]:
-    """Reserve addresses for workers while the context is open.
+def reserve_for_workers(name: str, address: str) -> Iterator[None]:
+    """Reserve a HOST:PORT address for workers while the context is open.
 
-    `addresses` are pairs of a setting's name and HOST:PORT. Workers share ports by SO_REUSEPORT. A bound socket that
-    does not listen gets no connections, but keeps the port from other programs while a worker is replaced. Raises
-    OSError as `check_unused` does.
+    Workers share the port by SO_REUSEPORT. A bound socket that does not listen gets no connections, but keeps the port
+    from other programs while a worker is replaced. Raises OSError as `check_unused` does.
     """
-    with contextlib.ExitStack() as stack:
-        for name, address in addresses:
-            check_unused(name, address)
-            for reserved in stack.enter_context(_bind(name, address, reuse_port=True)):
-                # Needed for binding after a restart; afterwards, it would allow other programs to listen.
-                reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    check_unused(name, address)
+    with _bind(name, address, reuse_port=True) as sockets:
+        for reserved in sockets:
+            # Needed for binding after a restart; afterwards, it would allow other programs to listen.
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         yield
 
 

@@ -1,6 +1,7 @@
 """The gRPC server in this process."""
 
 import asyncio
+import socket
 
 import structlog
 
@@ -14,18 +15,22 @@ log = structlog.get_logger()
 
 
 async def run_server(
-    settings: ServerSettings, database_url: str, stop: asyncio.Event, ready: asyncio.Event | None = None
+    settings: ServerSettings,
+    database_url: str,
+    stop: asyncio.Event,
+    ready: asyncio.Event | None = None,
+    metrics_listener: socket.socket | None = None,
 ) -> None:
     """Serve until the stop event, on a migrated database.
 
     Set `ready` once the server accepts calls. If the database is unavailable at the start, the server runs, and health
-    returns NOT_SERVING until it is back.
+    returns NOT_SERVING until it is back. A worker serves its metrics on an inherited `metrics_listener`.
     """
     senders = build_senders(settings)
     await check_database(database_url)
     if settings.workers == 1:
         check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)
-    server = Server(settings, database_url, senders=senders)
+    server = Server(settings, database_url, senders=senders, metrics_listener=metrics_listener)
     await server.start()
     log.info(
         "serving", address=settings.grpc_address, port=server.port, metrics_address=settings.metrics_address or None

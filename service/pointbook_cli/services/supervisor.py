@@ -17,6 +17,7 @@ import time
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -38,19 +39,30 @@ STACKS_SECONDS = 0.3
 log = structlog.get_logger()
 
 
+class WorkerObserver(Protocol):
+    """Observes the workers of a supervisor."""
+
+    def worker_serves(self, number: int) -> None:
+        """Note that a worker serves."""
+
+    def worker_ended(self, number: int, *, was_stopped: bool) -> None:
+        """Note that a worker has ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
     """The command and the timeouts of a supervisor's workers."""
 
     count: int
-    program: tuple[str, ...]
-    """The path of a program, and its arguments."""
-    environment_of: Callable[[int], Mapping[str, str]]
-    """Returns the environment variables of a worker by its number, which its replacements keep."""
+    program_of: Callable[[int], tuple[str, ...]]
+    """Returns the path of a program, and its arguments, for a worker by its number, which its replacements keep."""
+    environment: Mapping[str, str]
+    """The environment variables that workers get in addition to those of the supervisor."""
     heartbeat_timeout_seconds: float
     drain_seconds: float
-    inherited: tuple[int, ...] = ()
-    """The file descriptors that workers inherit, with the same numbers."""
+    inherited_by: Callable[[int], tuple[int, ...]] = lambda _number: ()
+    """Returns the file descriptors that a worker inherits, with the same numbers."""
+    observer: WorkerObserver | None = None
 
 
 def pointbook_command(*arguments: str) -> tuple[str, ...]:
@@ -150,6 +162,8 @@ class Supervisor:
             return worker.pid, await worker.wait(), worker.served_seconds()
         finally:
             del self._workers[number]
+            if self._command.observer is not None:
+                self._command.observer.worker_ended(number, was_stopped=stop.is_set())
 
     async def _stop(self, tasks: list[asyncio.Task[None]]) -> None:
         """Drain all workers concurrently, and wait until all have ended.
@@ -168,12 +182,13 @@ class Supervisor:
 class _Worker:
     """One worker process, and the supervisor's end of its socket pair."""
 
-    def __init__(self, number: int, process: Process, link: socket.socket, heartbeat_timeout_seconds: float) -> None:
+    def __init__(self, number: int, process: Process, link: socket.socket, command: WorkerCommand) -> None:
         self.number = number
         self.pid = process.pid
         self._process = process
         self._link = link
-        self._heartbeat_timeout_seconds = heartbeat_timeout_seconds
+        self._heartbeat_timeout_seconds = command.heartbeat_timeout_seconds
+        self._observer = command.observer
         self._silence_seconds = 0.0
         self._started = time.monotonic()
         self._ready: float | None = None
@@ -187,16 +202,16 @@ class _Worker:
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *command.program,
+                    *command.program_of(number),
                     stdin=theirs.fileno(),
-                    env={**os.environ, **command.environment_of(number)},
-                    pass_fds=command.inherited,
+                    env={**os.environ, **command.environment},
+                    pass_fds=command.inherited_by(number),
                 )
         except BaseException:
             ours.close()
             raise
         log.info("worker started", number=number, pid=process.pid)
-        return cls(number, process, ours, command.heartbeat_timeout_seconds)
+        return cls(number, process, ours, command)
 
     async def wait(self) -> str:
         """Wait until the process ends, and return the cause.
@@ -237,6 +252,8 @@ class _Worker:
                     self._ready = time.monotonic()
                     seconds = round(self._ready - self._started, 2)
                     log.info("worker serves", number=self.number, pid=self.pid, start_seconds=seconds)
+                    if self._observer is not None:
+                        self._observer.worker_serves(self.number)
 
     async def _kill_if_silent(self) -> None:
         """Kill the process once it has sent no heartbeat for too long.

@@ -28,6 +28,8 @@ WAITING_MAX = 100
 MISSES_MAX = 10_000
 MISS_SECONDS = 300.0
 """How long a token id that was not found causes no further load. Ids are random, so no token gets it later."""
+USED_MS = 7 * 24 * 3_600 * 1_000
+"""A token that was not used for this long is not in use: its expiry does no harm."""
 _TOKEN_ID = re.compile(r"[0-9a-f]{16}")
 """The form of generated ids. An id of another form may be stored as well, but is not worth an extra load."""
 
@@ -96,6 +98,24 @@ class TokenCache:
         expires_at_ms = self._tokens[principal.token_id].expires_at_ms
         self._verified[bearer] = (principal, math.inf if expires_at_ms is None else expires_at_ms)
         return principal
+
+    def next_expiry_ms(self) -> int | None:
+        """Return when the next token in use expires, if any does.
+
+        A token that was used in the last USED_MS and has not expired is in use.
+        """
+        now_ms = self._clock()
+        used_since_ms = now_ms - USED_MS
+        return min(
+            (
+                token.expires_at_ms
+                for token in self._tokens.values()
+                if token.expires_at_ms is not None
+                and token.expires_at_ms > now_ms
+                and max(token.last_used_at_ms or 0, self._used_at_ms.get(token.token_id, 0)) > used_since_ms
+            ),
+            default=None,
+        )
 
     async def write_last_used(self) -> None:
         """Write when tokens were last used.

@@ -381,8 +381,11 @@ WRITE_TOMBSTONES = _statement("""
 """)
 
 
-def _find_group(condition: ColumnElement[bool]) -> Statement:
-    """Return a statement that reads groups with their members and their buyers."""
+def _find_group(key: str, condition: ColumnElement[bool]) -> Statement:
+    """Return a statement that reads groups with their members and their buyers.
+
+    It is named by the key that the condition finds them by.
+    """
     members = (
         select(
             func.json_agg(
@@ -402,21 +405,23 @@ def _find_group(condition: ColumnElement[bool]) -> Statement:
         .scalar_subquery()
     )
     labelled: Label[Any] = members.label("members")
-    return Statement(select(user_groups, labelled).where(condition, GROUP.merchant_id == MERCHANT))
+    query = select(user_groups, labelled).where(condition, GROUP.merchant_id == MERCHANT)
+    return Statement(query, f"customers.find_group_by_{key}")
 
 
 FIND_GROUP = {
-    GroupKey.ID: _find_group(GROUP.group_id == bindparam("key")),
-    GroupKey.EXTERNAL_ID: _find_group(GROUP.external_id == bindparam("key")),
-    GroupKey.PRIMARY_CUSTOMER: _find_group(GROUP.primary_customer_id == bindparam("key")),
+    GroupKey.ID: _find_group("id", GROUP.group_id == bindparam("key")),
+    GroupKey.EXTERNAL_ID: _find_group("external_id", GROUP.external_id == bindparam("key")),
+    GroupKey.PRIMARY_CUSTOMER: _find_group("primary_customer", GROUP.primary_customer_id == bindparam("key")),
     GroupKey.DEFAULT_OF_CUSTOMER: _find_group(
+        "customer",
         GROUP.group_id
         == select(MEMBER.group_id)
         .where(MEMBER.customer_id == bindparam("key"), MEMBER.merchant_id == MERCHANT, MEMBER.is_default)
-        .scalar_subquery()
+        .scalar_subquery(),
     ),
 }
-FIND_GROUPS = _find_group(GROUP.group_id == any_(bindparam("group_ids", type_=ARRAY(Text))))
+FIND_GROUPS = _find_group("ids", GROUP.group_id == any_(bindparam("group_ids", type_=ARRAY(Text))))
 LOCK_GROUPS = _statement("""
     SELECT group_id FROM user_groups
     WHERE group_id = ANY(CAST(:group_ids AS text[])) AND merchant_id = :merchant_id

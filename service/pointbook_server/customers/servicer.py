@@ -1,5 +1,7 @@
 """The gRPC face of customers and user groups."""
 
+from typing import Protocol
+
 import structlog
 
 from pointbook.v1 import customers_pb2, customers_pb2_grpc
@@ -32,12 +34,27 @@ from pointbook_server.rpc.request_fields import Fields, read_etag, to_timestamp
 log = structlog.get_logger()
 
 
+class WebhookTimes(Protocol):
+    """Remembers when webhooks were accepted."""
+
+    def note(self, merchant_id: str, store_id: str, at_ms: int) -> None:
+        """Remember that a webhook of a store was accepted at a time."""
+
+
 class CustomersServicer(customers_pb2_grpc.CustomersServiceServicer):
     """CustomersService: customers, their identifiers and webhooks, and user groups."""
 
-    def __init__(self, customers: CustomerTransactions, groups: UserGroupTransactions, clock: Clock) -> None:
+    def __init__(
+        self,
+        customers: CustomerTransactions,
+        groups: UserGroupTransactions,
+        clock: Clock,
+        *,
+        webhook_times: WebhookTimes,
+    ) -> None:
         self._customers = customers
         self._groups = groups
+        self._webhook_times = webhook_times
         self._clock = clock
 
     async def PutCustomer(
@@ -89,6 +106,7 @@ class CustomersServicer(customers_pb2_grpc.CustomersServiceServicer):
         now_ms = self._clock()
         update = read_update(request, now_ms, is_decided=is_decided)
         applied = await self._customers.apply(update, now_ms)
+        self._webhook_times.note(update.merchant_id, update.buyer.store_id, now_ms)
         bound_log = log.bind(merchant_id=update.merchant_id, customer_id=applied.customer_id)
         for kind, cause in applied.skipped.items():
             bound_log.info("identifier of a customer webhook left out", identifier=kind.value, cause=cause.value)

@@ -54,10 +54,19 @@ class PooledConnection:
 
 
 class ConnectionPool:
-    """At most `size` connections, opened when needed and reused last in, first out."""
+    """At most `size` connections, opened when needed and reused last in, first out.
 
-    def __init__(self, connect: Callable[[], Awaitable[Any]], size: int) -> None:
+    `observe_wait` gets the seconds that callers wait for a connection, unless one is idle.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Any]],
+        size: int,
+        observe_wait: Callable[[float], None] = lambda _seconds: None,
+    ) -> None:
         self._connect = connect
+        self._observe_wait = observe_wait
         self._size = size
         self._slots = asyncio.Semaphore(size)
         self._connections: set[PooledConnection] = set()
@@ -165,6 +174,7 @@ class ConnectionPool:
 
     async def _wait(self) -> PooledConnection:
         """Wait for a slot, and open a connection if none is idle."""
+        started = time.monotonic()
         async with asyncio.timeout(POOL_TIMEOUT_SECONDS) as deadline:
             self._deadlines.add(deadline)
             try:
@@ -176,6 +186,7 @@ class ConnectionPool:
                     raise
             finally:
                 self._deadlines.discard(deadline)
+                self._observe_wait(time.monotonic() - started)
 
     async def _open(self) -> PooledConnection:
         generation = self._generation

@@ -6,10 +6,12 @@ SQLAlchemy costs ten times as much.
 
 import asyncio
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
+from time import monotonic
 from typing import Any, TypeVar
 
 import asyncpg
@@ -29,6 +31,7 @@ from pointbook_server.db.errors import (
     database_errors,
     sqlstate_of,
 )
+from pointbook_server.metrics import DatabaseMetrics, Metrics
 
 TRANSACTION_ATTEMPTS_MAX = 6
 RETRY_DELAY_SECONDS = 0.02
@@ -62,6 +65,10 @@ catalogue, which takes seconds for each look-up of array types that the driver m
 PLANNED_EACH_TIME = "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = on"
 BEGIN = f"BEGIN; {PLANNED_EACH_TIME}"
 BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {PLANNED_EACH_TIME}"
+PACKAGE = "pointbook_server."
+UNNAMED = "unnamed"
+COMMIT = "transaction.commit"
+"""The name of COMMIT among the statements in metrics."""
 OUTAGE_PAUSE_SECONDS = 30.0
 """An outage of the same kind is logged again after this long without one."""
 OUTAGE_KINDS_MAX = 100
@@ -90,11 +97,27 @@ class Statement:
     text.
     """
 
-    def __init__(self, statement: Executable) -> None:
+    def __init__(self, statement: Executable, name: str = "") -> None:
+        if name:
+            self.name = name
         compiled: Any = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined] # every Core statement has this method
         self.sql = compiled.string
         self._names: tuple[str, ...] = tuple(compiled.positiontup or ())
         self._values: Mapping[str, Any] = compiled.params
+
+    @cached_property
+    def name(self) -> str:
+        """The name in metrics: that of the constant which is this statement.
+
+        An example is `ledger.lock_accounts`. A statement that no constant holds is given a name.
+        """
+        for path, module in list(sys.modules.items()):
+            if path.startswith(PACKAGE):
+                for name, value in vars(module).items():
+                    if value is self and name.isupper():
+                        capability = path.removeprefix(PACKAGE).removesuffix(".queries")
+                        return f"{capability}.{name.lower()}"
+        return UNNAMED
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
         """Return values in the order of the SQL's parameters.
@@ -107,19 +130,27 @@ class Statement:
 
 
 class Connection:
-    """A pooled connection while it is in use."""
+    """A pooled connection while it is in use.
 
-    def __init__(self, driver: Any) -> None:
+    `observe` gets the name and the time in seconds of each statement that has succeeded.
+    """
+
+    def __init__(self, driver: Any, observe: Callable[[str, float], None]) -> None:
         self._driver = driver
+        self._observe = observe
 
     async def fetch(self, statement: Statement, values: Mapping[str, Any] | None = None) -> list[Row]:
         """Run a statement, and return its rows."""
+        started = monotonic()
         rows: list[Row] = await self._driver.fetch(statement.sql, *statement.arguments(values or {}))
+        self._observe(statement.name, monotonic() - started)
         return rows
 
     async def fetch_one(self, statement: Statement, values: Mapping[str, Any] | None = None) -> Row | None:
         """Run a statement, and return its first row, or None."""
+        started = monotonic()
         row: Row | None = await self._driver.fetchrow(statement.sql, *statement.arguments(values or {}))
+        self._observe(statement.name, monotonic() - started)
         return row
 
     async def stream(self, statement: Statement, values: Mapping[str, Any] | None = None) -> AsyncIterator[Row]:
@@ -135,7 +166,9 @@ class Connection:
 
     async def execute(self, statement: Statement, values: Mapping[str, Any] | None = None) -> None:
         """Run a statement without reading a result."""
+        started = monotonic()
         await self._driver.execute(statement.sql, *statement.arguments(values or {}))
+        self._observe(statement.name, monotonic() - started)
 
     async def count_written(self, statement: Statement, values: Mapping[str, Any] | None = None) -> int:
         """Run a statement that returns each row it writes, and return their number.
@@ -152,7 +185,8 @@ LIFT_TIME_LIMIT = Statement(text("SET LOCAL statement_timeout = 0"))
 class Database:
     """Pools of connections. Close them with `dispose` after the last call has ended."""
 
-    def __init__(self, url: str, *, pool_size: int) -> None:
+    def __init__(self, url: str, *, pool_size: int, metrics: Metrics | None = None) -> None:
+        self._metrics = DatabaseMetrics(metrics or Metrics())
         connect = partial(
             self._open,
             url,
@@ -161,7 +195,8 @@ class Database:
             command_timeout=COMMAND_TIMEOUT_SECONDS,
             server_settings=SESSION_SETTINGS | PLANNED_ONCE,
         )
-        self._pool = ConnectionPool(connect, pool_size)
+        self._pool = ConnectionPool(connect, pool_size, self._metrics.observe_wait)
+        self._metrics.watch_pool(lambda: self._pool.connections_in_use, pool_size)
         # Separate, so that a busy pool neither looks like a dead database nor delays the revocation of a token.
         self._health_pool = ConnectionPool(connect, 1)
         self._reserved_pool = ConnectionPool(connect, 1)
@@ -205,7 +240,7 @@ class Database:
         """
         with database_errors(self._note_outage) if reports_outages else database_errors():
             async with self._pool.acquire() as driver:
-                yield Connection(driver)
+                yield Connection(driver, self._metrics.observe_statement)
 
     @asynccontextmanager
     async def reserve(self) -> AsyncIterator[Connection]:
@@ -214,7 +249,7 @@ class Database:
         It is free even while calls use all others. The connection is terminated at once if the caller is cancelled.
         """
         with database_errors(self._note_outage):
-            async with _terminated_on_error(self._reserved_pool) as connection:
+            async with self._terminated_on_error(self._reserved_pool) as connection:
                 yield connection
 
     async def transaction(self, work: Callable[[Connection], Awaitable[T]], *, planned_once: bool = False) -> T:
@@ -229,8 +264,8 @@ class Database:
             try:
                 with database_errors(self._note_outage):
                     return await self._run(work, "BEGIN" if planned_once else BEGIN)
-            except RetryTransactionError:
-                continue
+            except RetryTransactionError as error:
+                self._metrics.count_retry(error.sqlstate)
         raise RetryTransactionError
 
     async def _run(self, work: Callable[[Connection], Awaitable[T]], begin: str) -> T:
@@ -240,8 +275,8 @@ class Database:
         """
 
         async def run() -> T:
-            async with self._pool.releasing(connection) as driver, _transaction(driver, begin):
-                return await work(Connection(driver))
+            async with self._pool.releasing(connection) as driver, self._transaction(driver, begin):
+                return await work(Connection(driver, self._metrics.observe_statement))
 
         connection = await self._pool.claim()
         running = asyncio.create_task(run())
@@ -254,8 +289,15 @@ class Database:
         Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
         """
         with database_errors(self._note_outage):
-            async with self._pool.acquire() as driver, _transaction(driver, BEGIN_SNAPSHOT):
-                return await work(Connection(driver))
+            async with self._pool.acquire() as driver, self._transaction(driver, BEGIN_SNAPSHOT):
+                return await work(Connection(driver, self._metrics.observe_statement))
+
+    async def read_planned(self, statement: Statement, values: Mapping[str, Any] | None = None) -> list[Row]:
+        """Return the rows of one statement, planned for this execution.
+
+        It suits a statement that reads all merchants, which runs once a minute. Raises DATABASE_UNAVAILABLE.
+        """
+        return await self.snapshot(lambda connection: connection.fetch(statement, values))
 
     @asynccontextmanager
     async def health_connection(self) -> AsyncIterator[Connection]:
@@ -264,7 +306,7 @@ class Database:
         Raises the driver's own errors. After any error the next check opens a new connection, to the server that new
         connections of calls reach.
         """
-        async with _terminated_on_error(self._health_pool) as connection:
+        async with self._terminated_on_error(self._health_pool) as connection:
             yield connection
 
     def renew_health_connection(self) -> None:
@@ -286,10 +328,38 @@ class Database:
         """Close all connections; terminate those that are still in use after a moment."""
         await asyncio.gather(self._pool.close(), self._health_pool.close(), self._reserved_pool.close())
 
+    @asynccontextmanager
+    async def _transaction(self, driver: Any, begin: str) -> AsyncIterator[None]:
+        """Run a transaction; its BEGIN and settings take one round trip."""
+        await driver.execute(begin)
+        try:
+            yield
+        except TimeoutError:
+            driver.terminate()
+            raise
+        except BaseException:
+            with suppress(*DRIVER_ERRORS):
+                await roll_back(driver)
+            raise
+        started = monotonic()
+        await driver.execute("COMMIT")
+        self._metrics.observe_statement(COMMIT, monotonic() - started)
+
+    @asynccontextmanager
+    async def _terminated_on_error(self, pool: ConnectionPool) -> AsyncIterator[Connection]:
+        """Acquire a connection that is terminated after any error, including cancellation."""
+        async with pool.acquire() as driver:
+            try:
+                yield Connection(driver, self._metrics.observe_statement)
+            except BaseException:
+                driver.terminate()
+                raise
+
     def _note_outage(self, cause: BaseException) -> None:
         """Log an outage, report it, and replace connections to a read-only server."""
         self._outages.write(cause)
         sqlstate = sqlstate_of(cause)
+        self._metrics.count_error(sqlstate or type(cause).__name__)
         if sqlstate == READ_ONLY_SQLSTATE:
             self._pool.expire()
         self.on_unavailable(sqlstate)
@@ -313,33 +383,6 @@ class OutageLog:
 
 def _ignore(_sqlstate: str) -> None:
     """Do nothing: the default without a health check."""
-
-
-@asynccontextmanager
-async def _terminated_on_error(pool: ConnectionPool) -> AsyncIterator[Connection]:
-    """Acquire a connection that is terminated after any error, including cancellation."""
-    async with pool.acquire() as driver:
-        try:
-            yield Connection(driver)
-        except BaseException:
-            driver.terminate()
-            raise
-
-
-@asynccontextmanager
-async def _transaction(driver: Any, begin: str) -> AsyncIterator[None]:
-    """Run a transaction; its BEGIN and settings take one round trip."""
-    await driver.execute(begin)
-    try:
-        yield
-    except TimeoutError:
-        driver.terminate()
-        raise
-    except BaseException:
-        with suppress(*DRIVER_ERRORS):
-            await roll_back(driver)
-        raise
-    await driver.execute("COMMIT")
 
 
 def _consume_exception(task: asyncio.Task[Any]) -> None:

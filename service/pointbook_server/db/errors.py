@@ -35,10 +35,12 @@ Connection errors, a read-only standby, refused logins, a missing database, lack
 class RetryTransactionError(PointbookError):
     """Raised inside a transaction to roll it back and run it again.
 
-    Another transaction has changed the same data. Callers get it after too many attempts.
+    Another transaction has changed the same data. Callers get it after too many attempts. `sqlstate` is empty if this
+    server noticed the change itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sqlstate: str = "") -> None:
+        self.sqlstate = sqlstate
         super().__init__(
             Reason.TRANSACTION_CONFLICT,
             "Other calls kept changing the same data; retry.",
@@ -100,7 +102,7 @@ def _translated(cause: Any) -> Exception:
     # A migration changed the result of a prepared statement; the next attempt prepares it again.
     is_outdated = isinstance(cause, (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError))
     if sqlstate in CONFLICT_SQLSTATES or is_outdated or is_released:
-        return RetryTransactionError()
+        return RetryTransactionError(sqlstate)
     if isinstance(cause, asyncpg.DataError):
         return DatabaseDefectError("a statement got a parameter of the wrong type")
     # The driver raises these when the database ends a connection just as a statement starts on it.

@@ -10,17 +10,20 @@ from sqlalchemy.sql.dml import ReturningInsert
 MERCHANT_COLUMN = "merchant_id"
 
 
-def insert_row(table: Table) -> ReturningInsert[Any]:
-    """Return an insert that returns the new row's key, or no row if the key is taken."""
-    return insert(table).values(_parameters(table)).on_conflict_do_nothing().returning(_key(table)[0])
+def insert_row(table: Table, omitted: Collection[str] = ()) -> ReturningInsert[Any]:
+    """Return an insert that returns the new row's key, or no row if the key is taken.
 
-
-def update_row(table: Table, condition: ColumnElement[bool]) -> Update:
-    """Return an update of all columns but the key and the merchant.
-
-    Citus refuses to change these.
+    Omitted columns get their defaults.
     """
-    kept = {column.name for column in _key(table)} | {MERCHANT_COLUMN}
+    return insert(table).values(_parameters(table, omitted)).on_conflict_do_nothing().returning(_key(table)[0])
+
+
+def update_row(table: Table, condition: ColumnElement[bool], omitted: Collection[str] = ()) -> Update:
+    """Return an update of all columns but omitted ones, the key and the merchant.
+
+    Citus refuses to change the latter.
+    """
+    kept = {column.name for column in _key(table)} | {MERCHANT_COLUMN, *omitted}
     return update(table).where(condition).values(_parameters(table, kept))
 
 

@@ -34,6 +34,11 @@ stores = Table(
     Column("display_name", Text, nullable=False),
     Column("revision", BigInteger, nullable=False),
     Column("updated_at_ms", BigInteger, nullable=False),
+    Column(
+        "last_webhook_at_ms",
+        BigInteger,
+        comment="When a webhook of the store was last accepted, written in rounds of about a minute; NULL: never.",
+    ),
     PrimaryKeyConstraint("store_id", name="pk_stores"),
     UniqueConstraint("merchant_id", "store_id", name="uq_stores_merchant_id_store_id"),
 )

@@ -397,6 +397,11 @@ STREAM_CHECKPOINTS = _statement(f"""
     ORDER BY {ACCOUNT_ORDER}, newest_at_ms
 """)
 
+COUNT_DRIFTING_ACCOUNTS = _statement("""
+    SELECT merchant_id, CAST(count(*) AS bigint) AS accounts, CAST(sum(abs(drift)) AS bigint) AS points
+    FROM points_accounts WHERE drift <> 0 GROUP BY merchant_id ORDER BY 2 DESC, merchant_id LIMIT :limit
+""")
+
 
 def list_entries(
     merchant_id: str, key: AccountKey, entry_filter: EntryFilter, *, before: tuple[int, str] | None, limit: int
@@ -427,4 +432,5 @@ def list_entries(
         ordinal = select(last.ordinal).where(last.event_id == event_id, last.merchant_id == merchant)
         position = tuple_(literal(at_ms), ordinal.scalar_subquery())
         query = query.where(tuple_(entry.updated_at_ms, entry.ordinal) < position)
-    return Statement(query.order_by(entry.updated_at_ms.desc(), entry.ordinal.desc()).limit(limit))
+    query = query.order_by(entry.updated_at_ms.desc(), entry.ordinal.desc()).limit(limit)
+    return Statement(query, "ledger.list_entries")

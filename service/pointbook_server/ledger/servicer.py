@@ -15,9 +15,9 @@ from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
 from pointbook_server.ledger import messages
 from pointbook_server.ledger.expiring_points import ExpiryWindow
-from pointbook_server.ledger.model import AccountKey, ApplyResult, ReceivedEvent, Void
+from pointbook_server.ledger.model import AccountKey, ApplyOutcome, ApplyResult, ReceivedEvent, Void
 from pointbook_server.ledger.transactions import LedgerTransactions
-from pointbook_server.metrics import Metrics
+from pointbook_server.metrics import EventMetrics, Metrics
 from pointbook_server.programs.model import Program, Store, program_not_found
 from pointbook_server.reasons import Reason
 from pointbook_server.rpc.batching import Batcher
@@ -26,6 +26,10 @@ from pointbook_server.rpc.request_fields import ID_LENGTH_MAX, Fields, to_timest
 
 VIOLATIONS_MAX = 50
 """The most field violations that the error of one update in a batch reports."""
+
+REFUSED = ApplyOutcome.REFUSED.value
+FAILED = "FAILED"
+"""The outcome of updates that can be sent again, in metrics."""
 
 log = structlog.get_logger()
 
@@ -38,6 +42,13 @@ class Programs(Protocol):
 
     async def read_program(self, merchant_id: str, program_id: int) -> tuple[Program, int] | None:
         """Read one program and its revision."""
+
+
+class WebhookTimes(Protocol):
+    """Remembers when webhooks were accepted."""
+
+    def note(self, merchant_id: str, store_id: str, at_ms: int) -> None:
+        """Remember that a webhook of a store was accepted at a time."""
 
 
 class PointsServicer(points_pb2_grpc.PointsServiceServicer):
@@ -55,6 +66,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         *,
         grpc_code: Callable[[Reason], grpc.StatusCode],
         metrics: Metrics,
+        webhook_times: WebhookTimes,
     ) -> None:
         self._ledger = ledger
         self._programs = programs
@@ -62,6 +74,8 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         self._clock = clock
         self._grpc_code = grpc_code
         self._metrics = metrics
+        self._events = EventMetrics(metrics, messages.SCENE_NAMES.values())
+        self._webhook_times = webhook_times
 
     async def ApplyPointsUpdate(
         self,
@@ -71,10 +85,14 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         """Apply one event."""
         now_ms = self._clock()
         update = request.update
-        received = messages.read_update(update, now_ms, is_present=request.HasField("update"))
-        self._batcher.check_capacity(1)
-        result = await self._batcher.run(update.merchant_id, received)
-        response = self._update_response(update, result)
+        try:
+            received = messages.read_update(update, now_ms, is_present=request.HasField("update"))
+            self._batcher.check_capacity(1)
+            result = await self._batcher.run(update.merchant_id, received)
+        except PointbookError as error:
+            self._count_error(update, error)
+            raise
+        response = self._update_response(update, result, now_ms)
         messages.fill_account_of(response, update, result, now_ms)
         return response
 
@@ -93,11 +111,11 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         response = points_pb2.BatchApplyPointsUpdatesResponse()
         for update, result in zip(request.updates, results, strict=True):
             if isinstance(result, ApplyResult):
-                applied = response.results.add(response=self._update_response(update, result)).response
+                applied = response.results.add(response=self._update_response(update, result, now_ms)).response
                 if not request.outcomes_only:
                     messages.fill_account_of(applied, update, result, now_ms)
             else:
-                response.results.add(error=self._update_error(result))
+                response.results.add(error=self._update_error(update, result))
         return response
 
     async def _apply_all(
@@ -120,13 +138,16 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         return [results[index] for index in range(len(updates))]
 
     def _update_response(
-        self, update: points_pb2.PointsUpdate, result: ApplyResult
+        self, update: points_pb2.PointsUpdate, result: ApplyResult, now_ms: int
     ) -> points_pb2.ApplyPointsUpdateResponse:
-        """Build the response to one update, without the account.
+        """Count an update, and build the response to it, without the account.
 
         A duplicate that another webhook delivered is counted and logged.
         Source: docs/reference/ledger.md#indistinguishable-events.
         """
+        self._events.count(result.entry.event.scene, result.outcome.value)
+        if update.webhook.webhook_id:
+            self._webhook_times.note(update.merchant_id, update.store_id, now_ms)
         if result.entry_webhook_id:
             self._metrics.duplicates_with_other_webhook_id.inc()
             log.info(
@@ -143,11 +164,20 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
             webhook_id_differs=bool(result.entry_webhook_id),
         )
 
-    def _update_error(self, error: BaseException) -> points_pb2.UpdateError:
-        """Build the error of one update; log a defect, and report it as INTERNAL."""
+    def _count_error(self, update: points_pb2.PointsUpdate, error: PointbookError) -> None:
+        """Count an update that was not applied, by whether that is final."""
+        scene = messages.SCENE_NAMES.get(update.updated_scene, "")
+        self._events.count(scene, REFUSED if error.retry_after_seconds is None else FAILED)
+
+    def _update_error(self, update: points_pb2.PointsUpdate, error: BaseException) -> points_pb2.UpdateError:
+        """Count an update, and build the error of it.
+
+        A defect is logged, and reported as INTERNAL.
+        """
         if not isinstance(error, PointbookError):
             log.error("internal error", exc_info=error)
             error = PointbookError(Reason.INTERNAL, "An internal error occurred; the server's log has the cause.")
+        self._count_error(update, error)
         error = current_principal.get().visible_error(error)
         number: int = self._grpc_code(error.reason).value[0]
         return points_pb2.UpdateError(

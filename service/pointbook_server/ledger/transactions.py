@@ -24,6 +24,7 @@ from pointbook_server.ledger.model import (
     Void,
 )
 from pointbook_server.ledger.voiding import set_void
+from pointbook_server.metrics import BatchMetrics, Metrics
 from pointbook_server.reasons import Reason
 from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.pagination import PageQuery
@@ -32,6 +33,8 @@ ACCOUNTS_IN_READ_MAX = 500
 READS_WAITING_MAX = 10_000
 CONCURRENT_READS_MAX = 8
 """The most merchants whose accounts are read at a time."""
+MERCHANTS_SHOWN_MAX = 50
+"""How many merchants the metrics of drift have as labels."""
 NO_ACCOUNT = Account()
 
 
@@ -41,8 +44,11 @@ class LedgerTransactions:
     `register_stores` registers unknown stores for the merchant that first sends an event; only `pointbook dev` sets it.
     """
 
-    def __init__(self, database: Database, redemptions: Redemptions, *, register_stores: bool = False) -> None:
+    def __init__(
+        self, database: Database, redemptions: Redemptions, metrics: Metrics, *, register_stores: bool = False
+    ) -> None:
         self._database = database
+        self._metrics = metrics
         self._redemptions = redemptions
         self._register_stores = register_stores
         self._account_batcher: Batcher[str, AccountKey, Account] = Batcher(
@@ -50,6 +56,7 @@ class LedgerTransactions:
             batch_max=ACCOUNTS_IN_READ_MAX,
             waiting_max=READS_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_READS_MAX,
+            observer=BatchMetrics(metrics, "accounts"),
         )
         self._contended = ContendedAccounts()
 
@@ -188,6 +195,16 @@ class LedgerTransactions:
             return [(key, await repository.load_lots(key, account, at_ms)) for key, account in accounts]
 
         return await self._database.snapshot(read)
+
+    async def refresh_metrics(self, _now_ms: int) -> None:
+        """Count the accounts with a drift, of the merchants with the most."""
+        found = await self._database.read_planned(queries.COUNT_DRIFTING_ACCOUNTS, {"limit": MERCHANTS_SHOWN_MAX})
+        accounts, points = self._metrics.drifting_accounts, self._metrics.drift_points
+        accounts.clear()
+        points.clear()
+        for row in found:
+            accounts.labels(row.merchant_id).set(row.accounts)
+            points.labels(row.merchant_id).set(row.points)
 
     async def set_void(
         self, merchant_id: str, event_ids: Sequence[str], void: Void, *, is_void: bool

@@ -16,6 +16,7 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    text,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -35,8 +36,9 @@ from pointbook_server.programs.model import Channel, Criteria, PhoneNumberType, 
 
 IS_STORE = and_(stores.c.store_id == bindparam("store"), stores.c.merchant_id == bindparam("merchant"))
 IS_PROGRAM = and_(programs.c.merchant_id == bindparam("merchant"), programs.c.program_id == bindparam("program"))
-INSERT_STORE = Statement(insert_row(stores))
-UPDATE_STORE = Statement(update_row(stores, IS_STORE))
+WRITTEN_SEPARATELY = {"last_webhook_at_ms"}
+INSERT_STORE = Statement(insert_row(stores, WRITTEN_SEPARATELY))
+UPDATE_STORE = Statement(update_row(stores, IS_STORE, WRITTEN_SEPARATELY))
 LOCK_STORE = Statement(select(stores).where(IS_STORE).with_for_update())
 READ_STORE = Statement(select(stores).where(IS_STORE))
 READ_STORE_OWNER = Statement(select(stores.c.merchant_id).where(stores.c.store_id == bindparam("store")))
@@ -44,6 +46,21 @@ LIST_STORES = Statement(
     select(stores)
     .where(stores.c.merchant_id == bindparam("merchant"), stores.c.store_id > bindparam("after"))
     .order_by(stores.c.store_id)
+    .limit(bindparam("limit"))
+)
+WRITE_WEBHOOK_TIMES = Statement(
+    text("""
+        UPDATE stores SET last_webhook_at_ms = v.at_ms
+        FROM unnest(CAST(:store_ids AS text[]), CAST(:merchant_ids AS text[]), CAST(:at_ms AS bigint[]))
+            AS v (store_id, merchant_id, at_ms)
+        WHERE stores.store_id = v.store_id AND stores.merchant_id = v.merchant_id
+            AND v.at_ms > coalesce(stores.last_webhook_at_ms, 0)
+    """)
+)
+LIST_SILENT_STORES = Statement(
+    select(stores.c.merchant_id, stores.c.store_id, stores.c.last_webhook_at_ms)
+    .where(stores.c.last_webhook_at_ms > bindparam("since_ms"))
+    .order_by(stores.c.last_webhook_at_ms, stores.c.store_id)
     .limit(bindparam("limit"))
 )
 MERCHANT: BindParameter[Any] = bindparam("merchant")

@@ -158,6 +158,11 @@ LIST_OVERDUE_MERCHANTS = _statement("""
         ORDER BY settle_by_ms LIMIT :limit
     ) AS overdue
 """)
+COUNT_HELD = _statement("""
+    SELECT CAST(count(*) AS bigint) AS held,
+        CAST(count(*) FILTER (WHERE settle_by_ms <= :now_ms) AS bigint) AS overdue
+    FROM redemptions WHERE open_points > 0
+""")
 FIND_OVERDUE = _statement(f"""
     SELECT {ALL_COLUMNS} FROM redemptions
     WHERE open_points > 0 AND settle_by_ms <= :now_ms AND merchant_id = :merchant_id

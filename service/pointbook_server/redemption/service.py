@@ -8,6 +8,7 @@ from pointbook_server.customers.model import CustomerKey
 from pointbook_server.errors import FieldViolation, PointbookError
 from pointbook_server.ledger.model import Expiry
 from pointbook_server.maintenance import merchant_by_merchant
+from pointbook_server.metrics import BatchMetrics, Metrics
 from pointbook_server.programs.model import Channel
 from pointbook_server.reasons import Reason
 from pointbook_server.redemption.assessment import Assessment, RedemptionContext, RedemptionRequest
@@ -65,29 +66,39 @@ class RedemptionService:
     """The service that assesses requests, issues codes, redeems and reverses points."""
 
     def __init__(
-        self, transactions: RedemptionTransactions, codes: CodeService, refusals: RefusalRecorder, clock: Clock
+        self,
+        transactions: RedemptionTransactions,
+        codes: CodeService,
+        refusals: RefusalRecorder,
+        clock: Clock,
+        *,
+        metrics: Metrics,
     ) -> None:
         self._transactions = transactions
         self._codes = codes
         self._refusals = refusals
         self._clock = clock
+        self._metrics = metrics
         self._assess_batcher: Batcher[str, RedemptionRequest, Assessment] = Batcher(
             self._assess_batch,
             batch_max=REQUESTS_IN_BATCH_MAX,
             waiting_max=REQUESTS_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_BATCHES_MAX,
+            observer=BatchMetrics(metrics, "assessments"),
         )
         self._redeem_batcher: Batcher[str, PendingRedemption, Redemption] = Batcher(
             self._redeem_batch,
             batch_max=REQUESTS_IN_BATCH_MAX,
             waiting_max=REQUESTS_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_BATCHES_MAX,
+            observer=BatchMetrics(metrics, "redemptions"),
         )
         self._reference_batcher: Batcher[str, str, Redemption | None] = Batcher(
             transactions.find_by_references,
             batch_max=REQUESTS_IN_BATCH_MAX,
             waiting_max=REQUESTS_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_BATCHES_MAX,
+            observer=BatchMetrics(metrics, "references"),
         )
 
     async def assess(self, request: RedemptionRequest) -> Assessment:
@@ -201,10 +212,18 @@ class RedemptionService:
     async def release_overdue(self, now_ms: int) -> int:
         """Release the redemptions that SHOPLINE has not booked in time; return how many."""
         transactions = self._transactions
-        return await merchant_by_merchant(
+        released = await merchant_by_merchant(
             lambda: transactions.overdue_merchants(now_ms),
             lambda merchant_id: transactions.release_overdue(merchant_id, now_ms),
         )
+        self._metrics.holds_released.inc(released)
+        return released
+
+    async def refresh_metrics(self, now_ms: int) -> None:
+        """Count the redemptions whose points are held, as of a time."""
+        held, overdue = await self._transactions.count_held(now_ms)
+        self._metrics.holds_open.set(held)
+        self._metrics.holds_overdue.set(overdue)
 
     async def get_redemption(self, merchant_id: str, redemption_id: str, reference: str) -> RedemptionDetails:
         """Return a redemption by its id, or by its reference if the id is empty.

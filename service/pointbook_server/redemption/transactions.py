@@ -240,6 +240,11 @@ class RedemptionTransactions:
             params = {"now_ms": now_ms, "limit": RELEASE_COUNT}
             return [row.merchant_id for row in await connection.fetch(queries.LIST_OVERDUE_MERCHANTS, params)]
 
+    async def count_held(self, now_ms: int) -> tuple[int, int]:
+        """Return how many redemptions hold points, and how many of them are overdue."""
+        (row,) = await self._database.read_planned(queries.COUNT_HELD, {"now_ms": now_ms})
+        return row.held, row.overdue
+
     async def release_overdue(self, merchant_id: str, now_ms: int) -> int:
         """Release a merchant's overdue redemptions, and return how many.
 

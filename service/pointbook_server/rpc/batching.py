@@ -2,13 +2,15 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
 from dataclasses import dataclass
 from time import monotonic
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from pointbook_server.errors import PointbookError
+from pointbook_server.logs import CallRecord, current_call
 from pointbook_server.reasons import Reason
 
 RETRY_AFTER_SECONDS = 0.5
@@ -35,12 +37,40 @@ I = TypeVar("I")  # noqa: E741 - an item
 R = TypeVar("R")
 
 
+class BatchObserver(Protocol):
+    """Observes a batcher."""
+
+    def watch(self, count_waiting: Callable[[], int]) -> None:
+        """Start to observe how many items wait."""
+
+    def batch(self, size: int, wait_seconds: float) -> AbstractContextManager[None]:
+        """Observe a batch that leaves now, and return a context for its work.
+
+        `wait_seconds` is how long its oldest item has waited.
+        """
+
+
+class _Unobserved:
+    def watch(self, count_waiting: Callable[[], int]) -> None:
+        """Do nothing."""
+
+    def batch(self, size: int, wait_seconds: float) -> AbstractContextManager[None]:  # noqa: ARG002 - of the protocol
+        """Return a context that does nothing."""
+        return nullcontext()
+
+
+UNOBSERVED = _Unobserved()
+
+
 @dataclass(slots=True)
 class _QueuedItem(Generic[I, R]):
     item: I
     result: "asyncio.Future[R | PointbookError]"
     call: object
     """The same object for all items that were submitted together."""
+    record: CallRecord | None
+    """The gRPC call that submitted the item, if any."""
+    queued_at: float
 
 
 class Batcher(Generic[K, I, R]):
@@ -66,6 +96,7 @@ class Batcher(Generic[K, I, R]):
         batch_max: int,
         waiting_max: int,
         max_concurrent_batches: int,
+        observer: BatchObserver = UNOBSERVED,
         send_together: Callable[[Mapping[K, Sequence[I]]], Awaitable[Mapping[K, Sequence[R | PointbookError]]]]
         | None = None,
         may_send_together: Callable[[], bool] = lambda: True,
@@ -76,6 +107,8 @@ class Batcher(Generic[K, I, R]):
         self._batch_max = batch_max
         self._waiting_max = waiting_max
         self._max_concurrent_batches = max_concurrent_batches
+        self._observer = observer
+        observer.watch(lambda: self._count)
         self._queues: dict[K, deque[_QueuedItem[I, R]]] = {}
         self._count = 0
         self._recent_calls = 1.0
@@ -103,8 +136,8 @@ class Batcher(Generic[K, I, R]):
         Cancel a future to drop its item from the queue.
         """
         loop = asyncio.get_running_loop()
-        call = object()
-        queued: list[_QueuedItem[I, R]] = [_QueuedItem(item, loop.create_future(), call) for item in items]
+        call, record, now = object(), current_call.get(), monotonic()
+        queued: list[_QueuedItem[I, R]] = [_QueuedItem(item, loop.create_future(), call, record, now) for item in items]
         self._queues.setdefault(key, deque()).extend(queued)
         self._count += len(items)
         if key not in self._keys_in_flight:
@@ -264,6 +297,13 @@ class Batcher(Generic[K, I, R]):
     async def _send_batches(self, batches: dict[K, list[_QueuedItem[I, R]]]) -> None:
         """Send batches, and queue those again that must be sent separately."""
         self._start_worker_for_rest()
+        size, wait_seconds = _end_waits(batches.values())
+        if not size:
+            return  # All were cancelled.
+        with self._observer.batch(size, wait_seconds):
+            await self._send_or_requeue(batches)
+
+    async def _send_or_requeue(self, batches: dict[K, list[_QueuedItem[I, R]]]) -> None:
         if len(batches) == 1:
             ((key, batch),) = batches.items()
             if batch:
@@ -306,6 +346,23 @@ class Batcher(Generic[K, I, R]):
                 await self._send_batch(key, [queued])
             return
         _set_results(batch, results)
+
+
+def _end_waits(batches: Iterable[Sequence[_QueuedItem[I, R]]]) -> tuple[int, float]:
+    """Add the waits of items to their calls.
+
+    Return the number of items and the longest wait in seconds.
+    """
+    size, longest, now = 0, 0.0, monotonic()
+    for batch in batches:
+        size += len(batch)
+        for queued in batch:
+            wait_seconds = now - queued.queued_at
+            queued.queued_at = now
+            if queued.record is not None:
+                queued.record.queue_seconds += wait_seconds
+            longest = max(longest, wait_seconds)
+    return size, longest
 
 
 def _set_results(batch: Sequence[_QueuedItem[I, R]], results: Sequence[R | PointbookError]) -> None:

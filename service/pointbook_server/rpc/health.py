@@ -9,15 +9,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from pointbook_server.errors import RETRY_AFTER_SECONDS, PointbookError
+from pointbook_server.logs import CallRecord, current_call
 from pointbook_server.reasons import Reason
+from pointbook_server.rpc.call_log import FLOOD_LINES_MAX, OUTCOMES, CallLog
 from pointbook_server.rpc.headers import read_headers
-from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
+from pointbook_server.rpc.pacer import Pacer
 from pointbook_server.rpc.request_fields import parse
 from pointbook_server.rpc.request_reader import RequestReader
 from pointbook_server.rpc.running_calls import current_task
@@ -52,6 +55,7 @@ class _Stream:
         self.listener = listener
         self.peer = peer
         self.task = task
+        self.started_at = monotonic()
         self.is_displaced = False
         self.has_read = False
         self.is_writing = False
@@ -122,11 +126,14 @@ class _Listener:
 
 
 class HealthService:
-    """Serves Check and Watch for a fixed set of services with one common status."""
+    """Serves Check and Watch for a fixed set of services with one common status.
 
-    def __init__(self, services: Iterable[str], refusals: RefusalLog, pacer: Pacer) -> None:
+    It needs no token, so refusals of all kinds can come in floods.
+    """
+
+    def __init__(self, services: Iterable[str], pacer: Pacer) -> None:
         self._services = frozenset(("", *services))
-        self._refusals = refusals
+        self._log = CallLog(FLOOD_LINES_MAX)
         self._refused_pacer = pacer
         self._is_serving = False
         self._is_stopping = False
@@ -158,6 +165,11 @@ class HealthService:
         if serving != self._is_serving and not (serving and self._is_stopping):
             self._is_serving = serving
             self._wake_watches()
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the status is SERVING."""
+        return self._is_serving
 
     def stop(self) -> None:
         """Set NOT_SERVING for good. Watches continue until `end_watches`."""
@@ -238,7 +250,12 @@ class HealthService:
             # gRPC continues to receive a request once the read has started, so such a stream must not be delayed.
             if not stream.has_read:
                 await self._refused_pacer.wait()
-            await abort(context, error, read_headers(context.invocation_metadata()).request_id, self._refusals)
+            call = CallRecord("Health", read_headers(context.invocation_metadata()).request_id, stream.started_at)
+            current_call.set(call)
+            await abort(context, error, call.request_id)
+        except grpc.aio.AbortError:
+            self._log.write(call, OUTCOMES[error.reason])
+            raise
         finally:
             unread[stream.peer] -= stream.is_writing
             if not unread[stream.peer]:

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from time import monotonic
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
@@ -10,12 +11,14 @@ import structlog
 from pointbook_server.access.methods import METHODS, MethodAccess, merchants_of
 from pointbook_server.access.model import current_principal
 from pointbook_server.errors import PointbookError
-from pointbook_server.logs import current_call
+from pointbook_server.logs import CallRecord, current_call
+from pointbook_server.metrics import Metrics
 from pointbook_server.reasons import Reason
 from pointbook_server.rpc.admission import Admission
 from pointbook_server.rpc.authentication import Authenticator
+from pointbook_server.rpc.call_log import CANCELLED, OK, OUTCOMES, UNKNOWN_METHOD, CallLog, Outcome
 from pointbook_server.rpc.headers import read_headers
-from pointbook_server.rpc.refusal_limits import Pacer, RefusalLog
+from pointbook_server.rpc.pacer import Pacer
 from pointbook_server.rpc.request_fields import parse
 from pointbook_server.rpc.request_reader import RequestReader
 from pointbook_server.rpc.running_calls import RunningCalls, current_task
@@ -41,9 +44,11 @@ class MethodHandlers(grpc.GenericRpcHandler):
     """Builds each method's handler once, and finds it for a call.
 
     A call gets a request id and a deadline, is authorized and admitted before its request is read, and ends with a
-    status that explains its error. Unary methods are served as streams, because gRPC calls the handler of a stream
-    before the request arrives. There is no interceptor: gRPC would run a coroutine of each for every call.
-    Health is not served here, because load balancers have no token.
+    status that explains its error. Each is logged and measured when it ends.
+
+    Unary methods are served as streams, because gRPC calls the handler of a stream before the request arrives. There is
+    no interceptor: gRPC would run a coroutine of each for every call. Health is not served here, because load balancers
+    have no token.
     """
 
     def __init__(
@@ -53,14 +58,16 @@ class MethodHandlers(grpc.GenericRpcHandler):
         running_calls: RunningCalls,
         *,
         deadline_seconds: float,
-        refusals: RefusalLog,
+        call_log: CallLog,
+        metrics: Metrics,
         pacer: Pacer,
     ) -> None:
         self._authenticator = authenticator
         self._admission = admission
         self._running_calls = running_calls
         self._deadline_seconds = deadline_seconds
-        self._refusals = refusals
+        self._call_log = call_log
+        self._metrics = metrics
         self._pacer = pacer
         self._requests = RequestReader(REQUEST_SECONDS_MAX)
         self._handlers: dict[str, Handler] = {}
@@ -72,17 +79,18 @@ class MethodHandlers(grpc.GenericRpcHandler):
         """Add the methods of a service. Generated code calls this."""
         for name, handler in handlers.items():
             method = f"/{service}/{name}"
+            shown = method.removeprefix(PACKAGE)
             if handler.response_streaming:
                 self._handlers[method] = grpc.stream_stream_rpc_method_handler(
-                    self._stream(method, handler.stream_stream),
+                    self._stream(shown, handler.stream_stream),
                     request_deserializer=handler.request_deserializer,
                     response_serializer=handler.response_serializer,
                 )
             else:
-                access = METHODS.get(method.removeprefix(PACKAGE))
+                access = METHODS.get(shown)
                 authorized = self._authorize(access, handler.unary_unary, handler.request_deserializer)
                 self._handlers[method] = grpc.stream_unary_rpc_method_handler(
-                    self._guard(method, authorized), response_serializer=handler.response_serializer
+                    self._guard(shown, authorized), response_serializer=handler.response_serializer
                 )
 
     def add_generic_rpc_handlers(self, _handlers: object) -> None:
@@ -101,24 +109,45 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
     def _guard(self, method: str, respond: Responder) -> Behaviour:
         """Return a handler with a request id, a deadline, and statuses for errors."""
+        report = self._reporter(method)
 
         async def call(_requests: object, context: Any) -> Any:
-            task = current_task()
+            task, now = current_task(), monotonic()
             bearer, request_id = read_headers(context.invocation_metadata())
-            current_call.set({"request_id": request_id, "method": method})
+            record = CallRecord(method, request_id, now)
+            current_call.set(record)
             remaining = context.time_remaining()
             seconds = self._deadline_seconds
-            self._running_calls.add(task, seconds if remaining is None else min(remaining, seconds))
+            self._running_calls.add(task, now + (seconds if remaining is None else min(remaining, seconds)))
+            outcome = OK
             try:
                 return await respond(bearer, context, task)
             except BaseException as raised:  # noqa: BLE001 - what is not an error of the call is raised again
+                outcome = UNKNOWN_METHOD if isinstance(raised, grpc.aio.AbortError) else CANCELLED
                 error = self._to_error(raised, task, request_id)
                 self._running_calls.lift_deadline(task)
-                await self._end(context, error, request_id)
+                try:
+                    await self._end(context, error, request_id)
+                except grpc.aio.AbortError:
+                    outcome = OUTCOMES[error.reason]
+                    raise
             finally:
                 self._running_calls.discard(task)
+                report(record, outcome)
 
         return call
+
+    def _reporter(self, method: str) -> Callable[[CallRecord, Outcome], None]:
+        """Return a function that logs and measures a call of a method that has ended."""
+        observe_seconds = self._metrics.call_seconds.labels(method).observe
+
+        def report(call: CallRecord, outcome: Outcome) -> None:
+            observe_seconds(monotonic() - call.started_at)
+            if outcome is not OK:
+                self._metrics.call_errors.labels(method, *outcome).inc()
+            self._call_log.write(call, outcome)
+
+        return report
 
     def _authorize(
         self, access: MethodAccess | None, behaviour: Behaviour, deserialize: Callable[[bytes], Any] | None
@@ -150,16 +179,24 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
         Any valid token may call it.
         """
+        report = self._reporter(method)
 
         async def stream(requests: object, context: Any) -> AsyncIterator[Any]:
             bearer, request_id = read_headers(context.invocation_metadata())
-            current_call.set({"request_id": request_id, "method": method})
+            record = CallRecord(method, request_id, monotonic())
+            current_call.set(record)
+            outcome = CANCELLED
             try:
-                await self._authenticator.authenticate(bearer, context)
-            except PointbookError as error:
-                await self._end(context, error, request_id)
-            async for response in behaviour(requests, context):
-                yield response
+                try:
+                    await self._authenticator.authenticate(bearer, context)
+                except PointbookError as error:
+                    outcome = OUTCOMES[error.reason]
+                    await self._end(context, error, request_id)
+                async for response in behaviour(requests, context):
+                    yield response
+                outcome = OK
+            finally:
+                report(record, outcome)
 
         return stream
 
@@ -190,14 +227,14 @@ class MethodHandlers(grpc.GenericRpcHandler):
             raise raised
         return _internal_error(request_id)
 
-    async def _end(self, context: Any, error: PointbookError, request_id: str) -> None:
+    async def _end(self, context: Any, error: PointbookError, request_id: str) -> NoReturn:
         """End a call with an error.
 
         It is delayed if callers without a valid token could repeat it at will.
         """
         if current_principal.get(None) is None and grpc_code(error.reason) in PACED_CODES:
             await self._pacer.wait()
-        await abort(context, error, request_id, self._refusals)
+        await abort(context, error, request_id)
 
 
 def _internal_error(request_id: str) -> PointbookError:

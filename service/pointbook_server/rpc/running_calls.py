@@ -32,9 +32,9 @@ class RunningCalls:
         """Return the number of running calls."""
         return len(self._deadlines)
 
-    def add(self, task: asyncio.Task[Any], seconds: float) -> None:
-        """Add a call that may run for a number of seconds."""
-        self._deadlines[task] = time.monotonic() + seconds
+    def add(self, task: asyncio.Task[Any], deadline: float) -> None:
+        """Add a call that may run until a time of the monotonic clock."""
+        self._deadlines[task] = deadline
         if not self._has_timer:
             self._start_timer()
 

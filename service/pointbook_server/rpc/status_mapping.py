@@ -1,7 +1,7 @@
 """Errors as gRPC statuses with rich details (google.rpc.Status)."""
 
 import asyncio
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -13,7 +13,6 @@ from grpc_status import rpc_status
 from pointbook_server.errors import PointbookError
 from pointbook_server.reasons import REASONS, Reason
 from pointbook_server.rpc.headers import REQUEST_ID_HEADER
-from pointbook_server.rpc.refusal_limits import RefusalLog
 
 DOMAIN = "pointbook"
 VIOLATIONS_MAX = 50
@@ -30,8 +29,11 @@ def grpc_code(reason: Reason) -> grpc.StatusCode:
     return _GRPC_CODES[reason]
 
 
-async def abort(context: Any, error: PointbookError, request_id: str, refusals: RefusalLog) -> None:
-    """End a call with an error, and log the refusal if the caller is still connected."""
+async def abort(context: Any, error: PointbookError, request_id: str) -> NoReturn:
+    """End a call with an error.
+
+    Raises AbortError, or CancelledError if the caller has disconnected.
+    """
     status = rpc_status.to_status(to_status(error))
     trailing_metadata = (*status.trailing_metadata, (REQUEST_ID_HEADER, request_id))
     try:
@@ -39,9 +41,7 @@ async def abort(context: Any, error: PointbookError, request_id: str, refusals: 
     except grpc.aio.InternalError:
         # The caller has just disconnected, usually at its own deadline; gRPC must not log that as an error.
         raise asyncio.CancelledError from None
-    except grpc.aio.AbortError:
-        refusals.write(grpc_code(error.reason), error.reason)
-        raise
+    raise AssertionError("gRPC's abort has not raised")
 
 
 def to_status(error: PointbookError) -> Status:

@@ -203,13 +203,14 @@ LIST_OLD_MERCHANTS = _statement("""
 
 def _delete_old(table: str, key: str, time: str, is_indexed: str) -> Statement:
     """Return the statement that deletes some unlocked old rows of a merchant."""
-    return _statement(f"""
+    sql = f"""
         DELETE FROM {table} WHERE merchant_id = :merchant_id AND {key} = ANY(ARRAY(
             SELECT {key} FROM {table} WHERE {time} <= :before_ms AND merchant_id = :merchant_id AND {is_indexed}
             ORDER BY {time} LIMIT :limit FOR UPDATE SKIP LOCKED
         ))
         RETURNING 1
-    """)
+    """
+    return Statement(text(sql), f"validation_codes.delete_old_{table}")
 
 
 DELETE_OLD = {

@@ -13,7 +13,7 @@ from pointbook_server.customers.model import Customer
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.errors import PointbookError
 from pointbook_server.maintenance import merchant_by_merchant
-from pointbook_server.metrics import Metrics
+from pointbook_server.metrics import BatchMetrics, Metrics, Timer
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.pagination import PageQuery
@@ -94,6 +94,7 @@ class ValidationCodes:
             batch_max=COMMANDS_IN_BATCH_MAX,
             waiting_max=COMMANDS_WAITING_MAX,
             max_concurrent_batches=CONCURRENT_BATCHES_MAX,
+            observer=BatchMetrics(metrics, "codes"),
         )
 
     async def issue(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
@@ -231,8 +232,9 @@ class ValidationCodes:
         text = message_text(program, language, code, subject.purpose.points)
         message = Message(route.destination, text, challenge_id, message_title(program))
         try:
-            async with asyncio.timeout(DELIVERY_TIMEOUT_SECONDS):
-                await self._senders[route.channel].send(message)
+            with Timer(self._metrics.send_seconds.labels(route.channel.value)):
+                async with asyncio.timeout(DELIVERY_TIMEOUT_SECONDS):
+                    await self._senders[route.channel].send(message)
         except DeliveryFailedError as error:
             log.warning("delivery failed", challenge_id=challenge_id, error=str(error))
             return Delivery.FAILED

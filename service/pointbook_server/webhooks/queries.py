@@ -83,6 +83,15 @@ SUM_USAGE = Statement(
         cast(func.coalesce(func.sum(USAGE.bytes), 0), BigInteger).label("bytes"),
     )
 )
+COUNT_BY_REASON = Statement(
+    select(
+        WEBHOOK.reason,
+        func.count().label("webhooks"),
+        func.min(WEBHOOK.received_at_ms).label("oldest_at_ms"),
+    )
+    .where(WEBHOOK.state == bindparam("state"))
+    .group_by(WEBHOOK.reason)
+)
 READ_STORES = Statement(
     select(
         exists().where(stores.c.merchant_id == bindparam("merchant")).label("has_stores"),

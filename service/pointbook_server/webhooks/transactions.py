@@ -44,6 +44,7 @@ class QuarantineTransactions:
         self._database = database
         self._cipher = cipher
         self._limits = limits
+        self._metrics = metrics
         self._quota = TotalQuota(database, limits.total, metrics)
 
     async def add(self, webhook: Webhook) -> StoredWebhook | None:
@@ -88,9 +89,15 @@ class QuarantineTransactions:
             self._quota.settle(payload.size, may_be_stored=may_be_stored)
         return stored
 
-    async def refresh_metrics(self) -> None:
-        """Read the usage of all quarantines into the metrics."""
+    async def refresh_metrics(self, _now_ms: int) -> None:
+        """Read the usage of all quarantines, and what waits there, into the metrics."""
         await self._quota.refresh()
+        params = {"state": QuarantineState.QUARANTINED.value}
+        rows = await self._database.read_planned(queries.COUNT_BY_REASON, params)
+        self._metrics.quarantine_reasons.clear()
+        for row in rows:
+            self._metrics.quarantine_reasons.labels(row.reason).set(row.webhooks)
+        self._metrics.quarantine_oldest.set(min((row.oldest_at_ms for row in rows), default=0) / 1_000)
 
     async def proves(self, connection: Connection, merchant_id: str, store_id: str) -> bool:
         """Return whether webhooks prove that an unregistered store is this merchant's.

@@ -149,9 +149,9 @@ class StoreErasureTransactions:
                 rows = await connection.fetch(queries.LIST_ERASURES, {**params, "merchant": merchant_id})
         return [queries.read_erasure(row) for row in rows]
 
-    async def report_open(self) -> None:
+    async def refresh_metrics(self, now_ms: int) -> None:
         """Update the metrics of open requests, and log an error if some are overdue."""
-        params = {"now": await self._database_ms()}
+        params = {"now": now_ms}
         row = await self._database.transaction(lambda connection: connection.fetch_one(queries.COUNT_OPEN, params))
         open_count, overdue = (0, 0) if row is None else (row.open, row.overdue)
         self._metrics.store_erasures_open.set(open_count)
@@ -167,7 +167,7 @@ class StoreErasureTransactions:
     async def _try_report_open(self) -> None:
         """Update the metrics; if that fails, the maintenance loop does it later."""
         with suppress(PointbookError):
-            await self.report_open()
+            await self.refresh_metrics(await self._database_ms())
 
     async def _erase_batch(self, merchant_id: str, store_id: str, reason: str, now_ms: int) -> tuple[StoreErasure, int]:
         """Erase one batch, and return the erasure and the number of erased buyers."""

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pointbook_server.rpc.refusal_limits import Pacer
+from pointbook_server.rpc.pacer import Pacer
 
 
 async def test_single_caller_never_waits() -> None:

@@ -1,14 +1,13 @@
-"""The endpoint that serves a server's metrics to Prometheus."""
+"""The endpoint that serves a process's metrics to Prometheus."""
 
 import asyncio
 import socket
 import threading
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-
-from pointbook_server.metrics import Metrics
 
 PATH = b"/metrics"
 HEAD_BYTES_MAX = 8 * 1024
@@ -18,23 +17,40 @@ CLOSING_TURNS = 10
 """Turns of its event loop that a closing endpoint still runs; two were enough in tests."""
 
 
-class MetricsEndpoint:
-    """Serves `GET /metrics` on its own address and thread.
+def listen(name: str, address: str) -> socket.socket:
+    """Return a socket that listens on a HOST:PORT.
 
-    So it responds while the server's loop is busy. The thread's event loop is bounded: each connection gets one
-    response to a head of at most HEAD_BYTES_MAX and is closed within CONNECTION_SECONDS_MAX; above CONNECTIONS_MAX, a
-    new connection replaces the oldest. Nothing that clients send is logged.
+    Raises OSError with the setting's name.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        return socket.create_server(place[:2], family=family, backlog=CONNECTIONS_MAX)
+    except OSError as error:
+        raise OSError(f"{name}: cannot listen on {address}: {error.strerror}") from error
+
+
+def exposition_of(registry: CollectorRegistry) -> Callable[[], Awaitable[bytes]]:
+    """Return a function that returns a registry's metrics as text."""
+
+    async def expose() -> bytes:
+        return generate_latest(registry)
+
+    return expose
+
+
+class MetricsEndpoint:
+    """Serves `GET /metrics` on a listening socket and its own thread.
+
+    `expose` returns the text, in that thread, so the endpoint responds while the server's loop is busy. The thread's
+    event loop is bounded: each connection gets one response to a head of at most HEAD_BYTES_MAX and is closed within
+    CONNECTION_SECONDS_MAX; above CONNECTIONS_MAX, a new connection replaces the oldest. Nothing that clients send is
+    logged.
     """
 
-    def __init__(self, metrics: Metrics, address: str, *, reuse_port: bool = False) -> None:
-        host, _, port = address.rpartition(":")
-        try:
-            family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-            listener = socket.create_server(place[:2], family=family, backlog=CONNECTIONS_MAX, reuse_port=reuse_port)
-        except OSError as error:
-            raise OSError(f"POINTBOOK_METRICS_ADDRESS: cannot listen on {address}") from error
+    def __init__(self, expose: Callable[[], Awaitable[bytes]], listener: socket.socket) -> None:
         self.port: int = listener.getsockname()[1]
-        self._registry = metrics.registry
+        self._expose = expose
         self._connections: dict[asyncio.StreamWriter, None] = {}
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -73,7 +89,7 @@ class MetricsEndpoint:
         writer.transport.set_write_buffer_limits(high=0)
         try:
             async with asyncio.timeout(CONNECTION_SECONDS_MAX):
-                writer.write(self._response_to(await reader.readuntil(b"\r\n\r\n")))
+                writer.write(await self._response_to(await reader.readuntil(b"\r\n\r\n")))
                 await writer.drain()
             writer.close()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -81,7 +97,7 @@ class MetricsEndpoint:
         finally:
             self._connections.pop(writer, None)
 
-    def _response_to(self, head: bytes) -> bytes:
+    async def _response_to(self, head: bytes) -> bytes:
         """Return the response to a request, which depends only on its first line."""
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         target, _, version = rest.partition(b" ")
@@ -91,7 +107,7 @@ class MetricsEndpoint:
             return _response(HTTPStatus.NOT_FOUND)
         if method not in {b"GET", b"HEAD"}:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD")
-        body = generate_latest(self._registry)
+        body = await self._expose()
         response = _response(HTTPStatus.OK, f"Content-Type: {CONTENT_TYPE_PLAIN_0_0_4}", body)
         return response if method == b"GET" else response.removesuffix(body)
 

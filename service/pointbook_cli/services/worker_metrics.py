@@ -1,0 +1,121 @@
+"""The metrics of a service's workers at one address.
+
+Each worker serves its metrics on a loopback socket that it inherits. The process that starts the workers reads them at
+each scrape and adds the worker's number as a label, so a worker's series continue with its replacement.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pointbook_common.metric_registry import MetricRegistry
+from pointbook_common.metrics_endpoint import PATH, MetricsEndpoint, listen
+
+READ_SECONDS_MAX = 2.0
+"""How long a worker may take to serve its metrics; Prometheus gives a scrape 10 s by default."""
+REQUEST = b"GET " + PATH + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
+WORKER = "worker"
+
+
+class WorkerMetrics:
+    """The sockets of the workers' metrics, and the metrics about the workers."""
+
+    def __init__(self, count: int) -> None:
+        self._registry = MetricRegistry()
+        self._serving = self._registry.gauge("worker_serving", "1 while a worker serves, otherwise 0.", WORKER)
+        self._ends = self._registry.counter(
+            "worker_ends", "How often a worker has ended without being asked to, and was replaced.", WORKER
+        )
+        self.definitions = self._registry.definitions
+        self.listeners: list[socket.socket] = []
+        for number in range(count):
+            self._serving.labels(number)
+            self._ends.labels(number)
+
+    def inherited_by(self, number: int) -> tuple[int, ...]:
+        """Return the file descriptors that a worker inherits."""
+        return (self.listeners[number].fileno(),) if self.listeners else ()
+
+    def arguments_of(self, number: int) -> tuple[str, ...]:
+        """Return the arguments that tell a worker its socket."""
+        return tuple(f"--metrics-listener={descriptor}" for descriptor in self.inherited_by(number))
+
+    def worker_serves(self, number: int) -> None:
+        """Note that a worker serves."""
+        self._serving.labels(number).set(1)
+
+    def worker_ended(self, number: int, *, was_stopped: bool) -> None:
+        """Note that a worker has ended."""
+        self._serving.labels(number).set(0)
+        if not was_stopped:
+            self._ends.labels(number).inc()
+
+    async def expose(self) -> bytes:
+        """Return the metrics of all workers as text."""
+        texts = await asyncio.gather(*map(_read, self.listeners))
+        workers = CollectorRegistry()
+        workers.register(_Families(merge(texts)))
+        return generate_latest(self._registry.registry) + generate_latest(workers)
+
+
+@contextlib.contextmanager
+def serve_worker_metrics(name: str, address: str, count: int) -> Iterator[WorkerMetrics]:
+    """Serve the metrics of workers on a HOST:PORT during the block.
+
+    With an empty address, they are not served. Raises OSError with the setting's name.
+    """
+    metrics = WorkerMetrics(count)
+    if not address:
+        yield metrics
+        return
+    with contextlib.ExitStack() as stack:
+        endpoint = MetricsEndpoint(metrics.expose, stack.enter_context(listen(name, address)))
+        stack.callback(endpoint.close)
+        metrics.listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        yield metrics
+
+
+class _Families:
+    """A collector of given families of metrics."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the families. The registry calls this."""
+        return self._families
+
+
+def merge(texts: Iterable[str]) -> list[Metric]:
+    """Return the families in the texts of all workers.
+
+    Each sample has the number of its worker as a label.
+    """
+    families: dict[str, Metric] = {}
+    for number, text in enumerate(texts):
+        for family in text_string_to_metric_families(text):
+            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            merged.samples += [
+                sample._replace(labels={**sample.labels, WORKER: str(number)}) for sample in family.samples
+            ]
+    return list(families.values())
+
+
+async def _read(listener: socket.socket) -> str:
+    """Return the text that a worker serves; empty if it does not respond."""
+    try:
+        async with asyncio.timeout(READ_SECONDS_MAX):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            try:
+                writer.write(REQUEST)
+                response = await reader.read(-1)
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return ""
+    head, _, body = response.partition(b"\r\n\r\n")
+    return body.decode() if b" 200 " in head.partition(b"\r\n")[0] else ""
