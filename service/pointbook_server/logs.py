@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from pointbook_common.tracing import Span
+
 
 @dataclass(slots=True)
 class CallRecord:
@@ -21,6 +23,8 @@ class CallRecord:
     """By the monotonic clock."""
     queue_seconds: float = 0.0
     """How long its items have waited for batches."""
+    span: Span | None = None
+    """The span of the call, if it is traced."""
 
 
 current_call: ContextVar[CallRecord | None] = ContextVar("current_call", default=None)
@@ -28,9 +32,12 @@ current_call: ContextVar[CallRecord | None] = ContextVar("current_call", default
 
 
 def add_call(_logger: object, _name: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Return a log line with the current call's request id and method."""
+    """Return a log line with the ids of the current call, and its method."""
     call = current_call.get()
-    return line if call is None else {"request_id": call.request_id, "method": call.method, **line}
+    if call is None:
+        return line
+    trace = {} if call.span is None else {"trace_id": call.span.trace_id, "span_id": call.span.span_id}
+    return {"request_id": call.request_id, "method": call.method, **trace, **line}
 
 
 def configure_logs(level: str, *, json: bool | None = None) -> None:

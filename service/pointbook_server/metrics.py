@@ -3,21 +3,28 @@
 Each label has a bounded number of values, and none identifies a person.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 
 from prometheus_client import Counter, Histogram, Summary
 
 from pointbook_common.metric_registry import MetricRegistry
+from pointbook_common.tracing import Tracing
+from pointbook_server.logs import CallRecord
 
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 SEND_SECONDS_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class Metrics:
-    """The metrics of one server process, and of the database that all processes share."""
+    """The metrics of one server process, and of the database that all processes share.
 
-    def __init__(self) -> None:
+    With `tracing`, batches and statements are also spans of the calls that they serve.
+    """
+
+    def __init__(self, tracing: Tracing | None = None) -> None:
+        self.tracing = tracing
         new = MetricRegistry()
         new.add_process("server")
         self.registry, self.definitions = new.registry, new.definitions
@@ -149,6 +156,8 @@ class BatchMetrics:
     """The metrics of one kind of batches."""
 
     def __init__(self, metrics: Metrics, kind: str) -> None:
+        self._tracing = metrics.tracing
+        self._kind = kind
         self._observe_size = metrics.batch_size.labels(kind).observe
         self._observe_wait = metrics.batch_wait_seconds.labels(kind).observe
         self._duration_seconds = metrics.batch_duration_seconds.labels(kind)
@@ -158,11 +167,18 @@ class BatchMetrics:
         """Report how many items wait."""
         self._items_waiting.set_function(count_waiting)
 
-    def batch(self, size: int, wait_seconds: float) -> "Timer":
-        """Count a batch that leaves now, and return a context that measures its duration."""
+    @contextmanager
+    def batch(self, size: int, wait_seconds: float, calls: Iterable[CallRecord]) -> Iterator[None]:
+        """Count a batch of these calls that leaves now, and measure its work in the block."""
         self._observe_size(size)
         self._observe_wait(wait_seconds)
-        return Timer(self._duration_seconds)
+        with Timer(self._duration_seconds):
+            if self._tracing is None:
+                yield
+                return
+            spans = (call.span for call in calls if call.span is not None)
+            with self._tracing.share(f"batch {self._kind}", {"pointbook.batch.size": size}, spans):
+                yield
 
 
 class Timer:
@@ -207,6 +223,7 @@ class DatabaseMetrics:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._tracing = metrics.tracing
         self._statements: dict[str, Callable[[float], None]] = {}
         self.observe_wait = metrics.database_connection_wait_seconds.observe
 
@@ -221,6 +238,8 @@ class DatabaseMetrics:
         if observe is None:
             observe = self._statements[name] = self._metrics.database_statement_seconds.labels(name).observe
         observe(seconds)
+        if self._tracing is not None:
+            self._tracing.add(name, seconds)
 
     def count_retry(self, sqlstate: str) -> None:
         """Count a transaction that is run again.

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 from pointbook_common.metric_registry import observe_loop_lag
 from pointbook_common.metrics_endpoint import MetricsEndpoint, exposition_of, listen
 from pointbook_common.open_files import max_client_connections
+from pointbook_common.tracing import Tracing
 from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.clock_skew import SYSTEM_CLOCK, ClockSkew, ServerClock
@@ -62,10 +63,11 @@ class Server:
         development: bool = False,
         clock: ServerClock = SYSTEM_CLOCK,
         metrics_listener: socket.socket | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._senders = senders
-        self.metrics = Metrics()
+        self.metrics = Metrics(tracing)
         self._database = Database(database_url, pool_size=settings.database_pool_size, metrics=self.metrics)
         self._tokens = (
             None
@@ -171,6 +173,8 @@ class Server:
         await self._database.dispose()
         if self._metrics_endpoint is not None:
             self._metrics_endpoint.close()
+        if self.metrics.tracing is not None:
+            await asyncio.to_thread(self.metrics.tracing.shutdown)
 
     def _watch_process(self) -> None:
         """Set the gauges that are read from this process at each scrape."""

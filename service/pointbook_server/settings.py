@@ -258,6 +258,11 @@ class ServerSettings(SecretFileSettings):
         description="The most calls of one outcome that a process logs singly per second; it counts further ones. "
         "Refusals that cost their callers nothing have 10 at most.",
     )
+    tracing: bool = Field(
+        default=False,
+        description="Export traces by OpenTelemetry, which the standard variables OTEL_* configure; requires "
+        "pointbook[otel].",
+    )
     data_dir: Path = Field(
         default=Path(".pointbook"), description="The directory in which `pointbook dev` keeps the embedded database."
     )

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pointbook_common.metric_registry import observe_loop_lag
+from pointbook_common.tracing import build_tracing
 from shopline_shim.connection_limits import ConnectionLimits
 from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
 from shopline_shim.grpc_client import CHANNEL_OPTIONS, PointbookClient
@@ -36,6 +37,7 @@ def create_app(settings: ShimSettings) -> Starlette:
         raise ValueError("neither POINTBOOK_SHOPLINE_SECRETS nor POINTBOOK_SHOPLINE_ENDPOINTS has a secret")
     metrics = Metrics()
     tls = client_tls_source(settings)
+    tracing = build_tracing("shim") if settings.tracing else None
     limits = ConnectionLimits(
         connections_max=settings.max_connections,
         bytes_max=settings.max_unverified_bytes,
@@ -45,13 +47,15 @@ def create_app(settings: ShimSettings) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
         async with open_aio_channel(settings, settings.grpc_address, CHANNEL_OPTIONS, tls) as channel:
-            client = PointbookClient(settings, channel, metrics)
+            client = PointbookClient(settings, channel, metrics, tracing)
             points = PointsBatcher(client, metrics.updates_of_call.observe)
             lag = asyncio.create_task(observe_loop_lag(metrics.loop_lag_seconds.observe))
             try:
                 yield {"settings": settings, "connection_limits": limits, "client": client, "points": points}
             finally:
                 lag.cancel()
+                if tracing is not None:
+                    await asyncio.to_thread(tracing.shutdown)
 
     routes = [*_sender_routes(settings, metrics), health_route(), readiness_route(ReadinessCheck(settings))]
     if settings.shim_metrics_address == settings.http_address:

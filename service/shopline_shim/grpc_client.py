@@ -17,6 +17,7 @@ from pointbook.v1 import (
     redemption_pb2_grpc,
     webhooks_pb2_grpc,
 )
+from pointbook_common.tracing import Span, Tracing
 from shopline_shim.metrics import Metrics
 from shopline_shim.settings import ShimSettings
 
@@ -42,13 +43,14 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """The id and deadline of an HTTP request, for all of its calls.
+    """The id, the deadline and the span of an HTTP request, for all of its calls.
 
     The deadline is on the monotonic clock.
     """
 
     request_id: str
     deadline: float
+    span: Span | None = None
 
     def seconds_left(self) -> float:
         """Return the timeout of a call that starts now."""
@@ -61,8 +63,11 @@ class PointbookClient:
     It must be created in the running event loop.
     """
 
-    def __init__(self, settings: ShimSettings, channel: grpc.aio.Channel, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: ShimSettings, channel: grpc.aio.Channel, metrics: Metrics, tracing: Tracing | None = None
+    ) -> None:
         self._metrics = metrics
+        self.tracing = tracing
         self.points = points_pb2_grpc.PointsServiceStub(channel)
         self.customers = customers_pb2_grpc.CustomersServiceStub(channel)
         self.programs = programs_pb2_grpc.ProgramsServiceStub(channel)
@@ -80,6 +85,9 @@ class PointbookClient:
         Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the context's deadline.
         """
         metadata = (("x-request-id", context.request_id), *self._credentials)
+        span = self._start_span(request, context)
+        if span is not None:
+            metadata += tuple(span.headers().items())
         started, code = time.monotonic(), grpc.StatusCode.OK
         try:
             return await method(request, timeout=context.seconds_left(), metadata=metadata)
@@ -88,6 +96,15 @@ class PointbookClient:
             raise
         finally:
             self._metrics.call_seconds.labels(code.name).observe(time.monotonic() - started)
+            if span is not None:
+                span.end({"rpc.grpc.status_code": code.value[0]}, is_error=code is not grpc.StatusCode.OK)
+
+    def _start_span(self, request: object, context: CallContext) -> Span | None:
+        """Start the span of a call, if calls are traced."""
+        if self.tracing is None:
+            return None
+        method = type(request).__name__.removesuffix("Request")
+        return self.tracing.start_request(method, {"rpc.system": "grpc", "rpc.method": method}, context.span)
 
     async def is_serving(self) -> bool:
         """Return whether the server's health is SERVING, within a second. Raises nothing.

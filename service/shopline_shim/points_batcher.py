@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
 from dataclasses import dataclass, field
 
@@ -119,13 +120,21 @@ class PointsBatcher:
         context = CallContext(secrets.token_hex(16), max(queued.context.deadline for queued in batch))
         updates = [queued.update for queued in batch]
         batch_request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates, outcomes_only=True)
-        response = await client.call(client.points.BatchApplyPointsUpdates, batch_request, context)
+        with self._shared_span(batch):
+            response = await client.call(client.points.BatchApplyPointsUpdates, batch_request, context)
         if len(response.results) != len(batch):
             raise call_error(grpc.StatusCode.INTERNAL, "The response has another number of results.")
         return [
             to_call_error(result.error, context.request_id) if result.HasField("error") else result.response
             for result in response.results
         ]
+
+    def _shared_span(self, batch: Sequence[_QueuedUpdate]) -> AbstractContextManager[None]:
+        """Return a context whose span the webhooks of a batch share, if they are traced."""
+        if self._client.tracing is None:
+            return nullcontext()
+        spans = (queued.context.span for queued in batch if queued.context.span is not None)
+        return self._client.tracing.share("batch updates", {"pointbook.batch.size": len(batch)}, spans)
 
 
 def _pop_batch(queue: _Queue) -> list[_QueuedUpdate]:

@@ -179,6 +179,11 @@ class ShimSettings(SecretFileSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="DEBUG, INFO, WARNING or ERROR."
     )
+    tracing: bool = Field(
+        default=False,
+        description="Export traces by OpenTelemetry, which the standard variables OTEL_* configure; requires "
+        "pointbook[otel].",
+    )
     webhook_log_lines_per_second_max: int = Field(
         default=100,
         ge=0,

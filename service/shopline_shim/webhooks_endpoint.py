@@ -18,6 +18,7 @@ from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, programs_pb2, 
 from pointbook_common.durations import HOUR_MS
 from pointbook_common.line_limit import LineLimit
 from pointbook_common.shopline_webhooks import select_headers
+from pointbook_common.tracing import Span
 from shopline_shim import quarantine_cause, signature, translate
 from shopline_shim.endpoint_bindings import EndpointBinding
 from shopline_shim.grpc_client import CallContext, PointbookClient
@@ -38,6 +39,8 @@ _IGNORED_TOPICS = frozenset(
 _TOPIC_LABELS = {topic: topic for topic in translate.TRANSLATED_TOPICS | _IGNORED_TOPICS} | {"": "missing"}
 """Metric labels by topic. All others count as `other`, so that a sender cannot create labels."""
 FORGED = "forged"
+FAILURES = frozenset({"error", "unavailable", "quarantine_failed"})
+"""The outcomes of webhooks that SHOPLINE sends again."""
 UNVERIFIED = frozenset({FORGED, "too_large", "incomplete"})
 """The outcomes of requests that anyone can send."""
 FLOOD_LINES_MAX = 10
@@ -107,14 +110,17 @@ class WebhooksEndpoint:
         if self._binding is not None:
             topic = self._binding.resolve_topic(topic)
         label = _TOPIC_LABELS.get(topic, "other")
-        outcome = "error"
+        outcome, request.state.span = "error", None
         try:
             with self._metrics.requests_running.track_inprogress():
-                outcome, response = await self._handle(request, topic)
+                outcome, response = await self._handle(request, topic, started)
         finally:
             seconds = time.monotonic() - started
             self._metrics.webhooks.labels(label, outcome).inc()
             self._metrics.seconds.labels(label).observe(seconds)
+            if request.state.span is not None:
+                attributes = {"pointbook.topic": label, "pointbook.outcome": outcome}
+                request.state.span.end(attributes, is_error=outcome in FAILURES)
         if self._log_limit.admits(outcome):
             status, duration_ms = response.status_code, round(seconds * 1_000, 3)
             _request_log(request).info("webhook", topic=label, outcome=outcome, status=status, duration_ms=duration_ms)
@@ -126,7 +132,7 @@ class WebhooksEndpoint:
             return min(FLOOD_LINES_MAX, self._lines_per_second_max)
         return self._lines_per_second_max
 
-    async def _handle(self, request: Request, topic: str) -> tuple[str, Response]:
+    async def _handle(self, request: Request, topic: str, started: float) -> tuple[str, Response]:
         try:
             raw_body = await read_body(request, self._max_body_bytes)
         except BodyError as error:
@@ -137,8 +143,11 @@ class WebhooksEndpoint:
             return FORGED, WRONG_SIGNATURE.response()
         self._metrics.last_authentic.set_to_current_time()
         headers = request.headers if self._binding is None else self._binding.complete_headers(request.headers, topic)
-        context = CallContext(request.state.request_id, time.monotonic() + self._timeout_seconds)
-        return await self._apply(AuthenticWebhook(request, topic, headers, raw_body, request.state.client, context))
+        client: PointbookClient = request.state.client
+        if client.tracing is not None:
+            request.state.span = client.tracing.start_call("webhook", {}, {}, started)
+        context = CallContext(request.state.request_id, time.monotonic() + self._timeout_seconds, request.state.span)
+        return await self._apply(AuthenticWebhook(request, topic, headers, raw_body, client, context))
 
     async def _apply(self, webhook: AuthenticWebhook) -> tuple[str, Response]:
         """Apply an authentic webhook, or quarantine it if it cannot be applied."""
@@ -295,6 +304,10 @@ def _stored_headers(headers: Headers) -> list[webhooks_pb2.WebhookHeader]:
 def _request_log(request: Request) -> Any:
     """Return a logger with the id of the request and, if loggable, the webhook."""
     webhook_id = request.headers.get("x-shopline-webhook-id", "")
+    span: Span | None = request.state.span
+    trace = {} if span is None else {"trace_id": span.trace_id, "span_id": span.span_id}
     return log.bind(
-        request_id=request.state.request_id, webhook_id=webhook_id if _LOGGABLE_ID.fullmatch(webhook_id) else None
+        request_id=request.state.request_id,
+        webhook_id=webhook_id if _LOGGABLE_ID.fullmatch(webhook_id) else None,
+        **trace,
     )

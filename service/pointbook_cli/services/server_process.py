@@ -7,6 +7,7 @@ import structlog
 
 from pointbook_cli.services.database_checks import check_database
 from pointbook_cli.services.listen_addresses import check_unused
+from pointbook_common.tracing import build_tracing
 from pointbook_server.delivery.senders import build_senders
 from pointbook_server.server import Server
 from pointbook_server.settings import ServerSettings
@@ -30,7 +31,8 @@ async def run_server(
     await check_database(database_url)
     if settings.workers == 1:
         check_unused("POINTBOOK_GRPC_ADDRESS", settings.grpc_address)
-    server = Server(settings, database_url, senders=senders, metrics_listener=metrics_listener)
+    tracing = build_tracing("server") if settings.tracing else None
+    server = Server(settings, database_url, senders=senders, metrics_listener=metrics_listener, tracing=tracing)
     await server.start()
     log.info(
         "serving", address=settings.grpc_address, port=server.port, metrics_address=settings.metrics_address or None

@@ -9,6 +9,7 @@ from pointbook_cli.services.database_checks import check_database
 from pointbook_cli.services.listen_addresses import reserve_for_workers
 from pointbook_cli.services.supervisor import Supervisor, WorkerCommand, pointbook_command
 from pointbook_cli.services.worker_metrics import serve_worker_metrics
+from pointbook_common.tracing import build_tracing
 from pointbook_server.delivery.senders import build_senders, close_senders
 from pointbook_server.rpc.tls import tls_source
 from pointbook_server.settings import ServerSettings
@@ -20,9 +21,11 @@ async def run_server_workers(settings: ServerSettings, database_url: str, stop: 
     Raises OSError if they cannot start. They share the port by SO_REUSEPORT, since gRPC for Python cannot listen on an
     inherited socket.
     """
-    # Report problems of senders and TLS files once, not by each worker.
+    # Report problems of TLS files, senders and tracing once, not by each worker.
     tls_source(settings)
     await close_senders(build_senders(settings).values())
+    if settings.tracing:
+        build_tracing("server").shutdown()
     if settings.grpc_address.endswith(":0"):
         raise OSError("POINTBOOK_GRPC_ADDRESS: workers cannot share port 0; set a port")
     with (

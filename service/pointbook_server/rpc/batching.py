@@ -43,10 +43,10 @@ class BatchObserver(Protocol):
     def watch(self, count_waiting: Callable[[], int]) -> None:
         """Start to observe how many items wait."""
 
-    def batch(self, size: int, wait_seconds: float) -> AbstractContextManager[None]:
+    def batch(self, size: int, wait_seconds: float, calls: Iterable[CallRecord]) -> AbstractContextManager[None]:
         """Observe a batch that leaves now, and return a context for its work.
 
-        `wait_seconds` is how long its oldest item has waited.
+        `wait_seconds` is how long its oldest item has waited. `calls` has the gRPC call of each item, if any.
         """
 
 
@@ -54,7 +54,7 @@ class _Unobserved:
     def watch(self, count_waiting: Callable[[], int]) -> None:
         """Do nothing."""
 
-    def batch(self, size: int, wait_seconds: float) -> AbstractContextManager[None]:  # noqa: ARG002 - of the protocol
+    def batch(self, size: int, wait_seconds: float, calls: Iterable[CallRecord]) -> AbstractContextManager[None]:  # noqa: ARG002 - of the protocol
         """Return a context that does nothing."""
         return nullcontext()
 
@@ -300,7 +300,9 @@ class Batcher(Generic[K, I, R]):
         size, wait_seconds = _end_waits(batches.values())
         if not size:
             return  # All were cancelled.
-        with self._observer.batch(size, wait_seconds):
+        records = (queued.record for batch in batches.values() for queued in batch)
+        calls = (record for record in records if record is not None)
+        with self._observer.batch(size, wait_seconds, calls):
             await self._send_or_requeue(batches)
 
     async def _send_or_requeue(self, batches: dict[K, list[_QueuedItem[I, R]]]) -> None:

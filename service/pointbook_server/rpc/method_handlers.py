@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 
+from pointbook_common.tracing import Span, Tracing
 from pointbook_server.access.methods import METHODS, MethodAccess, merchants_of
 from pointbook_server.access.model import current_principal
 from pointbook_server.errors import PointbookError
@@ -30,6 +31,11 @@ REQUEST_SECONDS_MAX = 10.0
 """How long the request of an authenticated caller may take to arrive: 1 MiB at just under 1 Mbit/s."""
 PACED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED})
 """The refusals that callers without a valid token can repeat at will: an invalid token, or too many token look-ups."""
+
+TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
+"""The W3C context of a caller. Source: https://www.w3.org/TR/trace-context/"""
+SERVER_ERRORS = frozenset({"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS", "UNIMPLEMENTED"})
+"""The codes of failed spans of a server. Source: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/"""
 
 log = structlog.get_logger()
 
@@ -146,6 +152,8 @@ class MethodHandlers(grpc.GenericRpcHandler):
             if outcome is not OK:
                 self._metrics.call_errors.labels(method, *outcome).inc()
             self._call_log.write(call, outcome)
+            if call.span is not None:
+                _end_span(call.span, call, outcome)
 
         return report
 
@@ -161,6 +169,8 @@ class MethodHandlers(grpc.GenericRpcHandler):
             if access.scope is not None:
                 principal.check_scope(access.scope)
             current_principal.set(principal)
+            if self._metrics.tracing is not None:
+                _start_span(self._metrics.tracing, context)
             await self._admission.enter(principal.token_id, task)
             try:
                 message = parse(deserialize, await self._requests.read(context, task))
@@ -235,6 +245,33 @@ class MethodHandlers(grpc.GenericRpcHandler):
         if current_principal.get(None) is None and grpc_code(error.reason) in PACED_CODES:
             await self._pacer.wait()
         await abort(context, error, request_id)
+
+
+def _start_span(tracing: Tracing, context: Any) -> None:
+    """Start the span of the current call.
+
+    Not before its caller is known, so that strangers cannot cause spans.
+    """
+    call = current_call.get()
+    if call is not None:
+        headers = {key: value for key, value in context.invocation_metadata() if key in TRACE_HEADERS}
+        service, _, method = call.method.partition("/")
+        attributes = {"rpc.system": "grpc", "rpc.service": f"{PACKAGE[1:]}{service}", "rpc.method": method}
+        call.span = tracing.start_call(f"{PACKAGE[1:]}{call.method}", attributes, headers, call.started_at)
+
+
+def _end_span(span: Span, call: CallRecord, outcome: Outcome) -> None:
+    """End the span of a call.
+
+    Only errors of the server fail it: those of callers are ordinary outcomes.
+    """
+    attributes: dict[str, str | int] = {
+        "rpc.grpc.status_code": grpc.StatusCode[outcome.code].value[0],
+        "pointbook.request_id": call.request_id,
+    }
+    if outcome.reason:
+        attributes["pointbook.reason"] = outcome.reason
+    span.end(attributes, is_error=outcome.code in SERVER_ERRORS)
 
 
 def _internal_error(request_id: str) -> PointbookError:
