@@ -46,7 +46,8 @@ class Tracing(Protocol):
     def share(self, name: str, attributes: Attributes, calls: Iterable[Span]) -> AbstractContextManager[None]:
         """Trace work that several calls share.
 
-        Its span is the current one during the block. It is a part of the first call's trace, and linked with the others in both directions.
+        Its span is the current one during the block. It is a part of the first call's trace, and linked with the
+        others in both directions.
         """
 
     def add(self, name: str, seconds: float) -> None:
