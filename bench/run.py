@@ -152,12 +152,14 @@ async def _measure_speed(environment: Environment, plan: SpeedPlan, seconds: flo
         run_server("plain", variables) as plain,
         run_server(POINTBOOK, variables) as pointbook,
         run_server(POINTBOOK, variables) as second,
+        run_server("unmeasured", variables) as unmeasured,
         run_server("shim", _shim_environment(pointbook.address, environment.token)) as shim,
     ):
         addresses = {
             "echo": echo.address,
             "plain": plain.address,
             POINTBOOK: pointbook.address,
+            "unmeasured": unmeasured.address,
             "two pointbooks": f"ipv4:{pointbook.address},{second.address}",
             "shim": shim.address,
         }

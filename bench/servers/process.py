@@ -5,13 +5,16 @@ POINTBOOK_* variables; only the sender of one-time codes is the benchmark's own.
 """
 
 import asyncio
+import contextlib
+import io
 import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 import asyncpg
 import grpc
+from prometheus_client import Counter, Histogram, Summary
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from pointbook.v1 import points_pb2, points_pb2_grpc
@@ -20,6 +23,7 @@ from pointbook_server.db.database import PLANNED_ONCE, SESSION_SETTINGS
 from pointbook_server.delivery.sender import Message
 from pointbook_server.logs import configure_logs
 from pointbook_server.programs.model import Channel
+from pointbook_server.rpc.call_log import CallLog
 from pointbook_server.rpc.listening import grpc_options
 from pointbook_server.server import Server
 from servers.plain_servicer import PlainPointsServicer
@@ -71,6 +75,13 @@ async def serve_pointbook(stop: asyncio.Event) -> None:
     await server.stop()
 
 
+async def serve_unmeasured(stop: asyncio.Event) -> None:
+    """Run the real server without its metrics and its log of calls, to measure what they cost."""
+    for metric, method in ((Counter, "inc"), (Histogram, "observe"), (Summary, "observe"), (CallLog, "write")):
+        setattr(metric, method, _do_nothing)
+    await serve_pointbook(stop)
+
+
 async def serve_echo(stop: asyncio.Event) -> None:
     """Run the echo server, which all rates are compared with."""
     await _serve_unguarded(EchoServicer(), stop)
@@ -108,18 +119,40 @@ async def _serve_unguarded(servicer: points_pb2_grpc.PointsServiceServicer, stop
     await server.stop(grace=1)
 
 
+def _do_nothing(*_: object) -> None:
+    """Do nothing."""
+
+
 def _print_address(address: str) -> None:
     print(address, flush=True)
 
 
 SERVERS: dict[str, Callable[[asyncio.Event], Coroutine[Any, Any, None]]] = {
     "pointbook": serve_pointbook,
+    "unmeasured": serve_unmeasured,
     "echo": serve_echo,
     "plain": serve_plain,
     "shim": serve_shim,
 }
 
 
+class ProblemsOnly(io.TextIOBase):
+    """A stream that drops the log lines of ordinary events.
+
+    They would hide the results of the benchmark.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a line that is worth reading."""
+        if '"level": "info"' not in text:
+            self._stream.write(text)
+        return len(text)
+
+
 if __name__ == "__main__":
-    configure_logs("INFO", json=True)
+    with contextlib.redirect_stderr(ProblemsOnly(sys.stderr)):
+        configure_logs("INFO", json=True)
     run_until_stopped(SERVERS[sys.argv[1]])

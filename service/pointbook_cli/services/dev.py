@@ -21,6 +21,7 @@ from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresEr
 from pointbook_cli.sample_webhook import DEV_SECRET
 from pointbook_cli.services.listen_addresses import check_unused
 from pointbook_common.addresses import is_loopback
+from pointbook_common.tracing import build_tracing
 from pointbook_server.db.migrations import migrate
 from pointbook_server.delivery.console import ConsoleSender
 from pointbook_server.delivery.sender import Sender
@@ -74,7 +75,8 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
         database_url = await stack.enter_async_context(_database(settings))
         await migrate(database_url)
         settings = settings.model_copy(update={**_generated_keys(settings), "tls_cert_file": None})
-        server = Server(settings, database_url, senders=senders, development=True)
+        tracing = build_tracing("server") if settings.tracing else None
+        server = Server(settings, database_url, senders=senders, development=True, tracing=tracing)
         stack.push_async_callback(server.stop)
         await server.start()
         grpc_address = f"{settings.grpc_address.rpartition(':')[0]}:{server.port}"
