@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from zoneinfo import ZoneInfo
 
 import typer
 from pydantic_settings import BaseSettings
@@ -91,3 +92,11 @@ def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     return uvloop.run(run())
+
+
+def parse_time_zone(name: str) -> ZoneInfo:
+    """Parse an IANA time zone, or end the command."""
+    try:
+        return ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        fail("--time-zone must be an IANA time zone such as Asia/Shanghai")

@@ -1,18 +1,14 @@
 """A customer as text: contacts, points, and one line per event, newest first."""
 
-import os
-import sys
 from collections.abc import Iterator
 from datetime import tzinfo
 
-import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pointbook.v1 import customers_pb2, points_pb2, redemption_pb2
 from pointbook_cli.customer_view import CustomerQuery, CustomerView, format_time
-from pointbook_cli.terminal import escape_unprintable
+from pointbook_cli.terminal import escape_unprintable, print_unpadded, table_console
 
 ACTIONS = {
     redemption_pb2.VALIDATION_ACTION_ISSUE: "code requested",
@@ -32,8 +28,6 @@ CLOSINGS = {
     redemption_pb2.CLOSING_ACTION_SETTLE: "settled by hand",
     redemption_pb2.CLOSING_ACTION_RELEASE: "released",
 }
-WIDTH_MAX = 10_000
-"""The width of the table without a terminal: wider than any line."""
 CONTACTS = ("mobile", "email", "external_id", "card_numbers", "card_external_ids", "language")
 
 
@@ -42,8 +36,7 @@ def print_view(view: CustomerView, query: CustomerQuery, time_zone: tzinfo) -> N
 
     The width is unlimited if the output is piped and COLUMNS is unset.
     """
-    is_bounded = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(width=None if is_bounded else WIDTH_MAX, highlight=False, markup=False, emoji=False)
+    console = table_console()
     for line in (*_identity(view), *_points(view, query, time_zone), *view.notes):
         console.print(Text(escape_unprintable(line)))
     console.print()
@@ -60,10 +53,7 @@ def print_view(view: CustomerView, query: CustomerQuery, time_zone: tzinfo) -> N
         event, points, details = _cells(entry, time_zone, has_several=has_several)
         cells = (event, points, ", ".join(filter(None, details)))
         table.add_row(format_time(entry.time, time_zone), *(Text(escape_unprintable(cell)) for cell in cells))
-    with console.capture() as capture:
-        console.print(table)
-    # The table pads each line to the longest one; remove the padding.
-    typer.echo("\n".join(map(str.rstrip, capture.get().splitlines())))
+    print_unpadded(console, table)
     if view.is_truncated:
         console.print(f"These are the newest {len(view.entries):,}; --limit shows more.")
 

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from pointbook.v1 import redemption_pb2
-from pointbook_cli.commands.customer import parse_time_zone
+from pointbook_cli.command_line import parse_time_zone
 from pointbook_cli.customer_view import (
     CustomerNotFoundError,
     CustomerQuery,

@@ -2,11 +2,10 @@
 
 import sys
 from typing import Annotated
-from zoneinfo import ZoneInfo
 
 import typer
 
-from pointbook_cli.command_line import fail, load_client_settings
+from pointbook_cli.command_line import fail, load_client_settings, parse_time_zone
 from pointbook_cli.commands.options import ServerOption
 from pointbook_cli.exit_codes import EXIT_PROBLEMS
 
@@ -67,11 +66,3 @@ def show_customer(
         typer.echo(customer_view.to_json(view, query, is_guessed=not kind))
     else:
         print_view(view, query, zone)
-
-
-def parse_time_zone(name: str) -> ZoneInfo:
-    """Parse an IANA time zone, or end the command."""
-    try:
-        return ZoneInfo(name)
-    except (ValueError, OSError, KeyError):
-        fail("--time-zone must be an IANA time zone such as Asia/Shanghai")

@@ -4,10 +4,11 @@ Source: docs/reference/redemption.md#caps
 """
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+from pointbook_server.calendars import day_start_ms
 from pointbook_server.programs.model import Program
 from pointbook_server.reasons import Reason
 from pointbook_server.redemption.violations import Violation
@@ -44,13 +45,7 @@ def cap_windows_at(now_ms: int, time_zone: str) -> CapWindows:
     zone = ZoneInfo(time_zone)
     today = datetime.fromtimestamp(now_ms / 1_000, zone).date()
     monday = today - timedelta(days=today.weekday())
-    return CapWindows(_start_ms(today, zone), _start_ms(monday, zone), _start_ms(today.replace(day=1), zone))
-
-
-def _start_ms(day: date, zone: ZoneInfo) -> int:
-    """Return when a day starts; if clocks skip midnight, when they do so."""
-    midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
-    return int(midnight.astimezone(UTC).timestamp()) * 1_000
+    return CapWindows(day_start_ms(today, zone), day_start_ms(monday, zone), day_start_ms(today.replace(day=1), zone))
 
 
 def has_caps(program: Program) -> bool:
