@@ -5,7 +5,17 @@ import os
 import typer
 
 from pointbook_cli.command_line import fail
-from pointbook_cli.commands import benefits, customer, data, quarantine, services, store, token, webhook
+from pointbook_cli.commands import (
+    benefits,
+    customer,
+    data,
+    quarantine,
+    report,
+    services,
+    store,
+    token,
+    webhook,
+)
 
 app = typer.Typer(
     help="Pointbook: loyalty points, redemptions and one-time codes over gRPC.",
@@ -15,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(services.app)
 app.add_typer(data.app)
+app.add_typer(report.app, name="report")
 app.add_typer(token.app, name="token")
 app.add_typer(customer.app, name="customer")
 app.add_typer(webhook.app, name="webhook")

@@ -34,6 +34,7 @@ class Terminal:
     dev: Running
     grpc_port: int
     http_port: int
+    database_url: str
     variables: dict[str, str] = field(default_factory=dict)
     skipped: int = 0
 
@@ -57,6 +58,7 @@ class Terminal:
         environment = shell_environment() | {
             "POINTBOOK_HTTP_ADDRESS": f"127.0.0.1:{self.http_port}",
             "POINTBOOK_GRPC_ADDRESS": f"127.0.0.1:{self.grpc_port}",
+            "POINTBOOK_DATABASE_URL": self.database_url,
         }
         return await finish("bash", "-c", here, environment=environment | self.variables)
 
@@ -144,7 +146,9 @@ async def test_every_line_works_as_printed_and_the_tour_at_a_second_start(tmp_pa
                 return await http_get(f"http://127.0.0.1:{http_port}/readyz") == 200
 
             await process.until(ready)
-            terminal = Terminal(process, grpc_port, http_port)
+            await process.printed("Paste next")
+            (database_url,) = re.findall(r"database +embedded, (\S+)", process.out)
+            terminal = Terminal(process, grpc_port, http_port, database_url)
             await paste_all(terminal, lines)
             skipped += terminal.skipped
             assert (await process.stop(signal.SIGINT))[0] == 0

@@ -8,8 +8,16 @@ import pointbook_server
 from pointbook_server.db.database import Statement
 
 PLANS = (Path(__file__).parents[1] / "integration/test_plans.py").read_text()
-NOT_PLANNED = (".database", ".database_health", ".schema", ".audit", ".verifier")
-"""Statements of start-up, health checks and `pointbook verify`."""
+NOT_PLANNED = (
+    ".database",
+    ".database_health",
+    ".schema",
+    ".audit",
+    ".verifier",
+    ".report",
+    ".report_queries",
+)
+"""Statements of start-up, health checks, `pointbook verify` and `pointbook report`."""
 
 
 def test_plans_cover_every_statement() -> None:
