@@ -9,6 +9,7 @@ from pointbook_cli.commands import (
     benefits,
     customer,
     data,
+    doctor,
     quarantine,
     report,
     services,
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(services.app)
 app.add_typer(data.app)
+app.add_typer(doctor.app)
 app.add_typer(report.app, name="report")
 app.add_typer(token.app, name="token")
 app.add_typer(customer.app, name="customer")

@@ -51,6 +51,7 @@ IN_TRANSACTIONS = {
     "COUNT_OPEN",
     "LIST_SILENT_STORES",
     "READ_USES",
+    "READ_WEBHOOK_TIMES",
     "SHARE_STORES",
     "DELETE_OLD.challenges",
     "DELETE_OLD.counters",

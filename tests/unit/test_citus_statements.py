@@ -24,6 +24,7 @@ KEYS = (PrimaryKeyConstraint, UniqueConstraint)
 TWO_QUARANTINES = "A merchant sees its own webhooks and those in the shared quarantine."
 VERIFICATION = "`pointbook verify` reads the whole ledger, or the merchant that is given."
 NOT_ON_CITUS = "LedgerTransactions.apply_merchants sends it on plain PostgreSQL alone."
+DOCTOR = "`pointbook doctor` reads what all merchants have stored, on request."
 CLEAN_UP = "Maintenance finds the merchants with old rows, and works on one after the other."
 ALL_MERCHANTS = {
     "ledger.queries.READ_ACCOUNTS_OF_MERCHANTS": NOT_ON_CITUS,
@@ -40,6 +41,8 @@ ALL_MERCHANTS = {
     "ledger.queries.COUNT_DRIFTING_ACCOUNTS": "The metrics of drift are about all merchants, read once a minute.",
     "redemption.queries.COUNT_HELD": "The metrics of holds are about all merchants, read once a minute.",
     "webhooks.queries.COUNT_BY_REASON": "The metrics of the quarantine are about all merchants, read once a minute.",
+    "ledger.report_queries.SUM_DRIFT": DOCTOR,
+    "redemption.report_queries.COUNT_OVERDUE": DOCTOR,
     "programs.erasures.queries.COUNT_OPEN": "The metrics of open erasures are about all merchants.",
     "programs.erasures.queries.LIST_ALL_ERASURES": "An operator lists the erasures of all merchants.",
     "redemption.queries.LIST_OVERDUE_MERCHANTS": CLEAN_UP,

@@ -12,12 +12,13 @@ NOT_PLANNED = (
     ".database",
     ".database_health",
     ".schema",
+    ".inspection",
     ".audit",
     ".verifier",
     ".report",
     ".report_queries",
 )
-"""Statements of start-up, health checks, `pointbook verify` and `pointbook report`."""
+"""Statements of start-up, health checks, `pointbook verify`, `pointbook doctor` and `pointbook report`."""
 
 
 def test_plans_cover_every_statement() -> None:

@@ -31,7 +31,7 @@ class TokenTransactions:
     async def read_all(self) -> list[Token]:
         """Return all tokens, the oldest first, over a connection that no call uses."""
         async with self._database.reserve() as connection:
-            return [queries.read_token(row) for row in await connection.fetch(queries.READ_TOKENS)]
+            return await read_tokens(connection)
 
     async def revoke(self, token_id: str, now_ms: int) -> bool:
         """Revoke a token for good; return False if there is nothing to revoke."""
@@ -72,3 +72,8 @@ class TokenTransactions:
         }
         async with self._database.autocommit() as connection:
             await connection.execute(queries.WRITE_LAST_USED, params)
+
+
+async def read_tokens(connection: Connection) -> list[Token]:
+    """Return all tokens, the oldest first."""
+    return [queries.read_token(row) for row in await connection.fetch(queries.READ_TOKENS)]

@@ -164,6 +164,20 @@ class LedgerReporter:
         return await self._database.snapshot(work)
 
 
+class DriftTotal(NamedTuple):
+    """The accounts of all merchants that drift, and the sum of their drift."""
+
+    accounts: int
+    points: int
+    merchants: int
+
+
+async def read_drift(connection: Connection) -> DriftTotal:
+    """Return how many accounts drift."""
+    (row,) = await connection.fetch(report_queries.SUM_DRIFT)
+    return DriftTotal(row.accounts, int(row.points), row.merchants)
+
+
 async def _read_flows(connection: Connection, scope: PointsScope) -> tuple[PointsFlow, PointsFlow]:
     """Return the changes before the period and in it."""
     flows = {period: PointsFlow() for period in range(3)}

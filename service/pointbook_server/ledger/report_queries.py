@@ -1,6 +1,6 @@
 """SQL of the reports on points, for operators.
 
-Each statement reads one merchant, and all or one of its stores.
+Each statement but the last reads one merchant, and all or one of its stores.
 """
 
 from sqlalchemy import text
@@ -60,5 +60,11 @@ SUM_OPENINGS = Statement(
             ORDER BY updated_at_ms, ordinal LIMIT 1
         ) AS first
         GROUP BY period
+    """)
+)
+SUM_DRIFT = Statement(
+    text("""
+        SELECT count(*) AS accounts, coalesce(sum(drift), 0) AS points, count(DISTINCT merchant_id) AS merchants
+        FROM points_accounts WHERE drift <> 0
     """)
 )

@@ -63,6 +63,11 @@ LIST_SILENT_STORES = Statement(
     .order_by(stores.c.last_webhook_at_ms, stores.c.store_id)
     .limit(bindparam("limit"))
 )
+READ_WEBHOOK_TIMES = Statement(
+    select(stores.c.merchant_id, stores.c.store_id, stores.c.updated_at_ms, stores.c.last_webhook_at_ms).order_by(
+        stores.c.merchant_id, stores.c.store_id
+    )
+)
 MERCHANT: BindParameter[Any] = bindparam("merchant")
 _OWN_STORES = select(stores.c.store_id).where(
     stores.c.merchant_id == MERCHANT,

@@ -4,6 +4,8 @@ SHOPLINE deletes the subscription of an endpoint that keeps refusing its webhook
 Source: docs/reference/shopline-webhooks.md#delivery-and-retries
 """
 
+from typing import NamedTuple
+
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs import queries
@@ -56,3 +58,17 @@ class WebhookTimes:
         except BaseException:
             self._at_ms = noted | self._at_ms
             raise
+
+
+class StoreWebhook(NamedTuple):
+    """A store, when it was last changed, and when its newest webhook was accepted."""
+
+    merchant_id: str
+    store_id: str
+    updated_at_ms: int
+    last_webhook_at_ms: int | None
+
+
+async def read_newest(connection: Connection) -> list[StoreWebhook]:
+    """Return the newest webhook of each store of any merchant, up to a minute late."""
+    return [StoreWebhook(*row) for row in await connection.fetch(queries.READ_WEBHOOK_TIMES)]

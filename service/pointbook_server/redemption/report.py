@@ -82,6 +82,14 @@ class Programs(Protocol):
         """Return those of some programs that the merchant has, by their ids."""
 
 
+class OverdueHolds(NamedTuple):
+    """The redemptions of all merchants with overdue points, and the earliest due time."""
+
+    redemptions: int
+    points: int
+    oldest_at_ms: int | None
+
+
 class RedemptionReporter:
     """A reporter on redemptions, which may run while the service writes."""
 
@@ -123,3 +131,9 @@ class RedemptionReporter:
             return RedemptionReport(dict(sorted(sums.items())), {key: programs[key] for key in sorted(used)})
 
         return await self._database.snapshot(work)
+
+
+async def read_overdue(connection: Connection, now_ms: int) -> OverdueHolds:
+    """Return the overdue holds of all merchants."""
+    (row,) = await connection.fetch(report_queries.COUNT_OVERDUE, {"now_ms": now_ms})
+    return OverdueHolds(row.redemptions, int(row.points), row.oldest_at_ms)

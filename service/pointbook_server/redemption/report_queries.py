@@ -27,3 +27,9 @@ STREAM_SUMS = Statement(
         GROUP BY 1, 2, 3
     """)
 )
+COUNT_OVERDUE = Statement(
+    text("""
+        SELECT count(*) AS redemptions, coalesce(sum(open_points), 0) AS points, min(settle_by_ms) AS oldest_at_ms
+        FROM redemptions WHERE open_points > 0 AND settle_by_ms <= :now_ms
+    """)
+)

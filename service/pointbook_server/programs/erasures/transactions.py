@@ -151,9 +151,7 @@ class StoreErasureTransactions:
 
     async def refresh_metrics(self, now_ms: int) -> None:
         """Update the metrics of open requests, and log an error if some are overdue."""
-        params = {"now": now_ms}
-        row = await self._database.transaction(lambda connection: connection.fetch_one(queries.COUNT_OPEN, params))
-        open_count, overdue = (0, 0) if row is None else (row.open, row.overdue)
+        open_count, overdue = await self._database.transaction(lambda connection: count_open(connection, now_ms))
         self._metrics.store_erasures_open.set(open_count)
         self._metrics.store_erasures_overdue.set(overdue)
         if overdue:
@@ -224,6 +222,12 @@ class StoreErasureTransactions:
         """Return how many buyers after a buyer_id, and webhooks, remain to be erased."""
         buyers = await self._customers.count_store_buyers(connection, merchant_id, store_id, after)
         return buyers + await self._quarantine.count_store(connection, merchant_id, store_id)
+
+
+async def count_open(connection: Connection, now_ms: int) -> tuple[int, int]:
+    """Return how many requests of all merchants are open, and how many overdue."""
+    (row,) = await connection.fetch(queries.COUNT_OPEN, {"now": now_ms})
+    return row.open, row.overdue
 
 
 async def _check_store(connection: Connection, merchant_id: str, store_id: str, *, is_update: bool = False) -> None:

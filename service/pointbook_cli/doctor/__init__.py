@@ -1,0 +1,1 @@
+"""`pointbook doctor`: checks of an installation, each with a cause and a remedy."""
