@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
@@ -21,10 +22,22 @@ NOW_MS = int(time.time() * 1_000)
 class RetryingCallers:
     """Concurrent callers that send one event at a time and retry failed calls."""
 
-    def __init__(self, address: str, token: str, shop: Shop) -> None:
-        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200))
+    def __init__(
+        self,
+        address: str,
+        token: str,
+        shop: Shop,
+        options: Sequence[tuple[str, Any]] = (),
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200), *options)
         self._shop = shop
-        self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CONNECTIONS)]
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=options)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options=options)
+            for _ in range(CONNECTIONS)
+        ]
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
