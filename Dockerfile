@@ -20,7 +20,9 @@ RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --whe
 
 FROM python:3.13-slim-trixie@sha256:3dd7cc108ec1493442514f5c2a871af6af0ec31d768ff6e378a93340c3b3db5f
 RUN python -m pip uninstall --yes --root-user-action ignore pip \
-    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pointbook
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin pointbook \
+    # A new volume here belongs to this user.
+    && install --directory --owner pointbook /var/lib/pointbook
 COPY --from=build /opt/pointbook /opt/pointbook
 ENV PATH=/opt/pointbook/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
