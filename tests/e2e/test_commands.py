@@ -14,12 +14,16 @@ import pytest
 
 from pointbook.v1 import programs_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.db.migrations import migrate
+from pointbook_server.db.migrations.revisions import all_revisions
 from support.clients import Client
+from support.connections import connected
 from support.embedded_database import Cluster
 from support.http2 import HEALTH_CHECK, http2
 from support.probes import grpc_health, is_alive
 from support.processes import HAS_PROC, Finished, Running, free_port, one_line, pointbook, running
 from support.refusals import refused
+from support.schema_revisions import revisions_before
 from support.shops import Shop
 from support.unique_names import unique
 from support.waiting import until
@@ -67,6 +71,55 @@ async def test_migrate_can_be_repeated(empty_url: str) -> None:
     revision = re.fullmatch(r"The database was migrated from revision nothing to (\w+)\.\n", first.out)
     assert revision is not None
     assert second == Finished(0, f"The database is already at revision {revision[1]}.\n", "")
+
+
+async def test_check_lists_pending_migrations_and_writes_nothing(empty_url: str) -> None:
+    async with connected(empty_url) as operator:
+        name = await operator.fetchval("SELECT current_database()")
+        await operator.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        empty = await pointbook("migrate", "--check", DATABASE_URL=empty_url)
+        await operator.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+    await migrate(empty_url, revisions=revisions_before("0029"))
+    older = await pointbook("migrate", "--check", DATABASE_URL=empty_url)
+    await migrate(empty_url)
+    current = await pointbook("migrate", "--check", DATABASE_URL=empty_url)
+
+    count, newest = len(all_revisions()), all_revisions()[-1].number
+    head, *lines = empty.out.splitlines()
+    assert (empty.exit_code, empty.err) == (1, "")
+    assert head == f"The database is at revision nothing; {count} migrations are pending:"
+    assert [line[:11] for line in lines] == [f"{each.number} {each.phase:.6}" for each in all_revisions()]
+    assert older.exit_code == 1
+    assert older.out.startswith("The database is at revision 0028; ")
+    assert "\n0029 expand: The oldest revision whose release can use the schema\n" in older.out
+    assert current == Finished(0, f"The database is at revision {newest}; no migrations are pending.\n", "")
+
+
+async def test_database_of_a_later_release_is_checked_and_not_migrated(empty_url: str) -> None:
+    await migrate(empty_url)
+    settings = {"DATABASE_URL": empty_url}
+    async with connected(empty_url) as operator:
+        await operator.execute("UPDATE alembic_version SET version_num = '9999', compatible_from = '0028'")
+        check, migrated = await pointbook("migrate", "--check", **settings), await pointbook("migrate", **settings)
+        await operator.execute("UPDATE alembic_version SET compatible_from = '9998'")
+        commands = (("migrate", "--check"), ("migrate",), ("serve",), ("verify",))
+        refused = [await pointbook(*each, **settings, GRPC_ADDRESS=free_address()) for each in commands]
+
+    assert check == Finished(0, "The database is at revision 9999 of a later release, which this one can use.\n", "")
+    assert migrated == Finished(0, "The database is already at revision 9999.\n", "")
+    for each in refused:
+        assert one_line(each).endswith("install a later release")
+
+
+async def test_migration_without_a_lock_gives_up_and_can_be_repeated(empty_url: str) -> None:
+    await migrate(empty_url, revisions=revisions_before("0029"))
+    async with connected(empty_url) as operator, operator.transaction():
+        await operator.fetch("SELECT FROM alembic_version")
+        gave_up = await pointbook("migrate", "--lock-wait", "0", DATABASE_URL=empty_url)
+    again = await pointbook("migrate", DATABASE_URL=empty_url)
+
+    assert one_line(gave_up).startswith("migration 0029 got no lock in 0 s: other transactions use its tables; ")
+    assert (again.exit_code, again.err) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ import os
 from collections.abc import AsyncIterator
 
 import pytest
+from alembic import op
 from sqlalchemy import text
 
 from pointbook.v1 import identity_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.citus import DISTRIBUTED_TABLES, REFERENCE_TABLES, CitusError
 from pointbook_server.db.database import Database, Statement
-from pointbook_server.db.migrations import check_cluster, distribute, migrate
+from pointbook_server.db.migrations import check_cluster, distribute, migrate, read_stored_revision
+from pointbook_server.db.migrations.operations import backfill, create_index
+from pointbook_server.db.migrations.revisions import Revision, all_revisions
 from pointbook_server.programs.model import Channel
 from support.clients import Client
 from support.codes import CODE_SETTINGS, issue_code
@@ -47,6 +50,14 @@ PRETEND_CLUSTER = """
     CREATE FUNCTION citus_is_coordinator() RETURNS boolean LANGUAGE sql RETURN true;
     CREATE FUNCTION run_command_on_all_nodes(text, OUT nodeid integer, OUT success boolean, OUT result text)
         RETURNS SETOF record LANGUAGE sql AS $$ SELECT 1, true, '100' $$;
+"""
+
+UNINDEXED_SHARDS = """
+    SELECT (SELECT count(*) FROM citus_shards WHERE table_name = 'points_accounts'::regclass) - sum(result::bigint)
+    FROM run_command_on_all_nodes(
+        $$SELECT count(*) FROM pg_index
+            WHERE indexrelid::regclass::text ~ 'ix_points_accounts_note_\\d' AND indisvalid$$
+    )
 """
 
 
@@ -213,6 +224,46 @@ async def test_row_types_from_before_the_extension_reach_every_node(citus_url: s
         await run(citus_url, "DROP TYPE early_row")
 
     assert (before, after) == (False, True)
+
+
+@on_a_cluster
+async def test_later_release_migrates_beside_a_server_on_a_cluster(
+    citus_url: str, clients: list[Client], shop: Shop
+) -> None:
+    """It adds a column, fills it in batches, and builds an index on all shards."""
+    key = ("store_id", "buyer_id", "merchant_id")
+
+    def fill_and_build() -> None:
+        backfill("points_accounts", key, {"note": "store_id"}, "note IS NULL", batch_rows=2)
+        create_index("ix_points_accounts_note", "points_accounts (note)")
+
+    before = await read_stored_revision(citus_url)
+    later = (
+        Revision("9001", "Add.", lambda: op.execute("ALTER TABLE points_accounts ADD COLUMN note text")),
+        Revision("9002", "Build.", fill_and_build, in_transaction=False),
+        Revision("9003", "Contract.", lambda: op.execute("CREATE TYPE later_row AS (note text)"), before.number),
+    )
+    for number in range(5):
+        await earn(clients[0], shop, 10, f"buyer-{number}")
+    try:
+        await migrate(citus_url, on_citus=True, revisions=(*all_revisions(), *later))
+        await earn(clients[1], shop, 10, "later")
+        after = await read_stored_revision(citus_url)
+        unfilled = await fetch_value(citus_url, "SELECT array_agg(buyer_id) FROM points_accounts WHERE note IS NULL")
+        unindexed = await fetch_value(citus_url, UNINDEXED_SHARDS)
+    finally:
+        async with connected(citus_url) as connection:
+            await connection.execute("ALTER TABLE points_accounts DROP COLUMN IF EXISTS note")
+            await connection.execute("DROP TYPE IF EXISTS later_row")
+            await connection.execute(
+                "UPDATE alembic_version SET version_num = $1, compatible_from = $2",
+                before.number,
+                before.compatible_from,
+            )
+
+    assert (after.number, after.compatible_from) == ("9003", before.number)
+    assert unfilled == ["later"]
+    assert unindexed == 0
 
 
 @on_a_cluster

@@ -181,9 +181,30 @@ async def test_newer_revision_is_accepted(own_url: str) -> None:
     async with connected(own_url) as operator:
         await operator.execute("UPDATE alembic_version SET version_num = '9999'")
         await check_database(own_url)
+        await operator.execute("UPDATE alembic_version SET compatible_from = '0028'")
+        await check_database(own_url)
         await operator.execute("UPDATE alembic_version SET version_num = '0001'")
         with pytest.raises(OSError, match="pointbook migrate"):
             await check_database(own_url)
+
+
+async def test_newer_revision_that_took_something_away_is_refused(own_url: str) -> None:
+    async with connected(own_url) as operator:
+        await operator.execute("UPDATE alembic_version SET version_num = '9999', compatible_from = '9998'")
+        with pytest.raises(OSError, match="releases before revision 9998 cannot use"):
+            await check_database(own_url)
+
+
+async def test_revision_is_checked_by_a_role_that_reads_only_the_numbers(own_url: str) -> None:
+    """The promise of later releases needs no privilege of its own."""
+    async with connected(own_url) as operator:
+        role, url = await role_url(operator, own_url, "")
+        for table in metadata.tables:
+            await operator.execute(f"GRANT {', '.join(needed_privileges(table))} ON {table} TO {role}")
+        await operator.execute(f"GRANT SELECT ON alembic_version TO {role}")
+        await check_database(url)
+        await operator.execute("ALTER TABLE alembic_version DROP COLUMN compatible_from")
+        await check_database(url)
 
 
 async def test_role_with_another_search_path_is_not_serving(own_url: str) -> None:

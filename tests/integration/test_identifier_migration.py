@@ -1,18 +1,13 @@
 """The migration that adds keys and written forms of identifiers."""
 
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
 
 from pointbook_server.db import migrations
-from pointbook_server.db.database import create_engine
 from support.embedded_database import Cluster
+from support.schema_revisions import revisions_before
 
 EMPTY = "pointbook_without_forms"
 ROWS = [
@@ -76,42 +71,8 @@ async def old_url(cluster: Cluster) -> str:
 
     await cluster.template(EMPTY, leave_empty)
     url = await cluster.clone(EMPTY)
-    await upgrade_to(url, before())
+    await migrations.migrate(url, revisions=revisions_before("0013"))
     return url
-
-
-def before() -> str:
-    """Return the revision before the tested one."""
-    [tested] = [script for script in scripts().walk_revisions() if script.path.endswith("identifier_forms.py")]
-    return str(tested.down_revision)
-
-
-def scripts() -> ScriptDirectory:
-    """Return the migrations."""
-    return ScriptDirectory.from_config(config())
-
-
-def config() -> Config:
-    """Return Alembic's configuration."""
-    made = Config()
-    made.set_main_option("script_location", str(Path(migrations.__file__).parent))
-    return made
-
-
-async def upgrade_to(url: str, revision: str) -> None:
-    """Run migrations up to a revision."""
-
-    def run(connection: Connection) -> None:
-        made = config()
-        made.attributes["connection"] = connection
-        command.upgrade(made, revision)
-
-    engine = create_engine(url)
-    try:
-        async with engine.begin() as connection:
-            await connection.run_sync(run)
-    finally:
-        await engine.dispose()
 
 
 async def insert(connection: Any, merchant_id: str, rows: list[tuple[str, str, str, str]]) -> None:

@@ -8,14 +8,16 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
+from pointbook_server.db import migrations
 from pointbook_server.db.database import SESSION_SETTINGS, create_engine
-from pointbook_server.db.migrations import LOCK_KEY, is_pending, migrate
+from pointbook_server.db.migrations import LOCK_KEY, MigrationError, migrate, read_stored_revision
+from pointbook_server.db.migrations.revisions import Fit, all_revisions, fit
 from pointbook_server.db.tables import metadata
 from pointbook_server.errors import PointbookError
 from pointbook_server.reasons import Reason
 from support.connections import connected
 from support.embedded_database import Cluster
-from support.waiting import until, until_locks_are_awaited
+from support.waiting import until
 
 EMPTY = "pointbook_empty"
 CONSTRAINTS = """
@@ -23,11 +25,11 @@ CONSTRAINTS = """
     FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND conrelid <> 0
     ORDER BY 1, 2
 """
-WAITED_LONG = """
+OTHER_TRANSACTIONS = """
     SELECT count(*) FROM pg_stat_activity
-    WHERE datname = current_database() AND wait_event_type = 'Lock'
-        AND query_start < clock_timestamp() - interval '0.5 s'
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%'
 """
+LATER_REVISION = "UPDATE alembic_version SET version_num = '9999', compatible_from = $1"
 INDEXES = "SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2"
 COLUMNS = """
     SELECT attrelid::regclass::text AS "table", attname, format_type(atttypid, atttypmod) AS type, attnotnull,
@@ -62,6 +64,24 @@ async def catalogue(url: str, query: str) -> list[tuple[object, ...]]:
     """Return a catalogue query's rows, without Alembic's own table."""
     async with connected(url) as connection:
         return [tuple(row) for row in await connection.fetch(query) if row[0] != "alembic_version"]
+
+
+def record_polls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Return a list that gets the result of each attempt to lock migrations."""
+    polls: list[bool] = []
+    try_lock = migrations._try_lock
+
+    def record(connection: Connection) -> bool:
+        polls.append(try_lock(connection))
+        return polls[-1]
+
+    monkeypatch.setattr(migrations, "_try_lock", record)
+    return polls
+
+
+async def fit_of(url: str) -> Fit:
+    """Return how a database fits this release."""
+    return fit(await read_stored_revision(url), all_revisions())
 
 
 async def run_in_engine(url: str, work: Any) -> Any:
@@ -129,72 +149,89 @@ async def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None
     assert sorted(str(before) for before, _ in results) == sorted(["None", newest, newest])
 
 
-async def test_migration_waits_for_another_process(empty_url: str) -> None:
+async def test_migration_waits_for_another_process(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No transaction stays open meanwhile: the build of an index would wait for it."""
+    polls = record_polls(monkeypatch)
     async with connected(empty_url) as other:
         await other.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
         migrating = asyncio.create_task(migrate(empty_url))
-        await until_locks_are_awaited(empty_url)
+        await until(lambda: len(polls) > 1)
         has_started = migrating.done() or await other.fetchval("SELECT to_regclass('stores') IS NOT NULL")
+        open_transactions = await other.fetchval(OTHER_TRANSACTIONS)
         await other.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
         await migrating
 
     assert not has_started
-    assert not await is_pending(empty_url)
+    assert open_transactions == 0
+    assert await fit_of(empty_url) is Fit.CURRENT
 
 
-async def test_failed_migration_leaves_nothing(empty_url: str) -> None:
-    """All migrations run in one transaction."""
+async def test_failed_migration_leaves_the_earlier_ones(empty_url: str) -> None:
+    """Each has a transaction of its own; the next run continues."""
     async with connected(empty_url) as connection:
-        await connection.execute("CREATE TABLE validation_challenges (mine integer)")
+        await connection.execute("CREATE TABLE redemption_refusals (mine integer)")
 
     with pytest.raises(Exception, match="already exists"):
         await migrate(empty_url)
 
+    assert (await read_stored_revision(empty_url)).number == "0019"
     async with connected(empty_url) as connection:
-        tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-    assert [row["tablename"] for row in tables] == ["validation_challenges"]
-    assert await is_pending(empty_url)
+        assert await connection.fetchval("SELECT to_regtype('points_entry_row')") is None
+        await connection.execute("DROP TABLE redemption_refusals")
+    assert await migrate(empty_url) == ("0019", all_revisions()[-1].number)
 
 
-async def test_database_is_pending_until_migrated(empty_url: str) -> None:
-    assert await is_pending(empty_url)
+async def test_database_is_older_until_migrated(empty_url: str) -> None:
+    assert await fit_of(empty_url) is Fit.OLDER
     assert await catalogue(empty_url, CONSTRAINTS) == []
 
     await migrate(empty_url)
 
-    assert not await is_pending(empty_url)
+    assert await fit_of(empty_url) is Fit.CURRENT
 
 
-async def test_another_revision_is_pending(empty_url: str) -> None:
+@pytest.mark.parametrize("compatible_from", [None, "0002"])
+async def test_database_of_a_later_release_stays_as_it_is(empty_url: str, compatible_from: str | None) -> None:
+    """The previous release is deployed again, with its `pointbook migrate`."""
     await migrate(empty_url)
     async with connected(empty_url) as connection:
-        await connection.execute("UPDATE alembic_version SET version_num = '0000'")
+        await connection.execute(LATER_REVISION, compatible_from)
 
-    assert await is_pending(empty_url)
+    assert await fit_of(empty_url) is Fit.NEWER
+    assert await migrate(empty_url) == ("9999", "9999")
+    assert (await read_stored_revision(empty_url)).compatible_from == compatible_from
+
+
+async def test_database_that_a_later_release_contracted_is_refused(empty_url: str) -> None:
+    await migrate(empty_url)
+    async with connected(empty_url) as connection:
+        await connection.execute(LATER_REVISION, "9998")
+
+    assert await fit_of(empty_url) is Fit.INCOMPATIBLE
+    with pytest.raises(MigrationError, match="releases before revision 9998 cannot use, and this one has"):
+        await migrate(empty_url)
 
 
 async def test_unavailable_database_raises(database_url: str) -> None:
     scheme, _, host = database_url.partition("?")
     unreachable = f"{scheme}?{host.replace('host=', 'host=/nowhere')}"
 
-    for call in (migrate, is_pending):
+    for call in (migrate, read_stored_revision):
         with pytest.raises(PointbookError) as caught:
             await call(unreachable)
         assert caught.value.reason is Reason.DATABASE_UNAVAILABLE
 
 
 async def test_waiting_migration_has_no_time_limit(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time limits of calls (lock_timeout, statement_timeout) do not apply."""
+    """Neither the time limits of calls nor that for the locks of tables apply."""
     for limit in ("lock_timeout", "statement_timeout"):
         monkeypatch.setitem(SESSION_SETTINGS, limit, "100ms")
+    polls = record_polls(monkeypatch)
+    monkeypatch.setattr(migrations, "POLL_SECONDS", 0.01)
     async with connected(empty_url) as holder:
         await holder.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
-        waiting = asyncio.create_task(migrate(empty_url))
-
-        async def has_waited_long() -> bool:
-            return bool(await holder.fetchval(WAITED_LONG))
-
-        await until(has_waited_long)
+        waiting = asyncio.create_task(migrate(empty_url, lock_wait_seconds=0.0))
+        await until(lambda: len(polls) > 20)
         assert not waiting.done()
     _, after = await waiting
 

@@ -3,15 +3,10 @@
 from typing import Any
 
 import asyncpg
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
 
-import pointbook_server.db.migrations
-from pointbook_server.db.database import create_engine
 from pointbook_server.db.migrations import migrate
 from support.embedded_database import Cluster
+from support.schema_revisions import revisions_before
 
 REDEMPTION = """
     INSERT INTO redemptions (
@@ -30,33 +25,21 @@ AUDIT = """
 """
 
 
-async def migrated_before(cluster: Cluster, name: str) -> str:
-    """Return a new database at the revision before a named migration."""
+async def migrated_before(cluster: Cluster, number: str) -> str:
+    """Return a new database at the revision before another one."""
 
     async def leave_empty(_url: str) -> None:
         pass
 
     await cluster.template("pointbook_history", leave_empty)
     url = await cluster.clone("pointbook_history")
-    config = Config()
-    config.set_main_option("script_location", pointbook_server.db.migrations.__path__[0])
-    scripts = ScriptDirectory.from_config(config).walk_revisions()
-    before = next(script.down_revision for script in scripts if script.path.endswith(f"_{name}.py"))
-
-    def upgrade(connection: Connection) -> None:
-        config.attributes["connection"] = connection
-        command.upgrade(config, str(before))
-
-    engine = create_engine(url)
-    async with engine.begin() as connection:
-        await connection.run_sync(upgrade)
-    await engine.dispose()
+    await migrate(url, revisions=revisions_before(number))
     return url
 
 
 async def test_older_reversals_get_their_points_and_customer(cluster: Cluster) -> None:
     """A reversal of all remaining points gets their number."""
-    url = await migrated_before(cluster, "redemption_history")
+    url = await migrated_before(cluster, "0017")
     connection: Any = await asyncpg.connect(url)
     for redemption_id, redeemer, reversed_points, reversals in (
         ("r-1", "customer c-1", 100, {"a": 30, "b": 0, "c": 20}),

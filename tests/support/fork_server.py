@@ -24,7 +24,7 @@ LENGTH = struct.Struct("!I")
 DESCRIPTORS = ("stdin", "stdout", "stderr", "reply")
 """The descriptors of a request. `reply` receives the process id and then the exit code, each as a line."""
 LIBRARIES = (
-    "alembic.context",
+    "alembic.operations",
     "alembic.runtime.migration",
     "alembic.script",
     "asyncpg",

@@ -9,6 +9,7 @@ import typer
 
 from pointbook_cli.command_line import fail, load_client_settings, load_server_settings, run_until_stopped
 from pointbook_cli.commands.options import ServerOption
+from pointbook_cli.exit_codes import EXIT_PROBLEMS
 from pointbook_cli.terminal import count_of
 
 app = typer.Typer()
@@ -24,17 +25,46 @@ def migrate(
             "time, every upgrade needs this option.",
         ),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Only print which migrations are pending. The exit code is 1 if any are."),
+    ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="No server runs: also take away what servers of the present release use."),
+    ] = False,
+    lock_wait: Annotated[
+        float | None,
+        typer.Option(min=0, help="For how many seconds a migration tries to lock its tables; 60 by default."),
+    ] = None,
 ) -> None:
-    """Migrate the database to the newest revision."""
-    from pointbook_server.db.citus import CitusError
-    from pointbook_server.db.migrations import check_cluster, distribute
+    """Migrate the database to the newest revision.
+
+    A database that a later release has migrated stays as it is.
+    """
+    from pointbook_cli.migration_text import describe_pending
+    from pointbook_server.db.migrations import LOCK_WAIT_SECONDS, check_cluster, distribute, read_stored_revision
     from pointbook_server.db.migrations import migrate as run_migrations
+    from pointbook_server.db.migrations.revisions import all_revisions
+    from pointbook_server.errors import UnusableDatabaseError
 
     _, url = load_server_settings()
+    if check:
+        is_pending, lines = describe_pending(asyncio.run(read_stored_revision(url)), all_revisions())
+        typer.echo("\n".join(lines))
+        sys.exit(EXIT_PROBLEMS if is_pending else 0)
     try:
         if on_citus:
             asyncio.run(check_cluster(url))
-        before, after = asyncio.run(run_migrations(url, on_citus=on_citus))
+        before, after = asyncio.run(
+            run_migrations(
+                url,
+                on_citus=on_citus,
+                offline=offline,
+                lock_wait_seconds=LOCK_WAIT_SECONDS if lock_wait is None else lock_wait,
+                report=lambda line: typer.echo(line, err=True),
+            )
+        )
         if before == after:
             typer.echo(f"The database is already at revision {after}.")
         else:
@@ -42,7 +72,7 @@ def migrate(
         if on_citus:
             names = asyncio.run(distribute(url))
             typer.echo(f"{count_of(len(names), 'table was', 'tables were')} distributed: {', '.join(names) or 'none'}.")
-    except CitusError as error:
+    except UnusableDatabaseError as error:
         fail(str(error))
 
 

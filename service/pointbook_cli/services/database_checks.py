@@ -3,7 +3,8 @@
 import structlog
 
 from pointbook_server.db.database import Database
-from pointbook_server.db.migrations import is_pending
+from pointbook_server.db.migrations import read_stored_revision
+from pointbook_server.db.migrations.revisions import all_revisions, find_problem
 from pointbook_server.db.schema import SchemaError, check_schema
 from pointbook_server.errors import PointbookError
 
@@ -28,9 +29,9 @@ async def check_database(database_url: str) -> None:
 
 
 async def check_migrated(database_url: str) -> None:
-    """Raise OSError if a database is not migrated to the newest revision.
+    """Raise OSError if this release cannot use a database's revision.
 
     Raises DATABASE_UNAVAILABLE.
     """
-    if await is_pending(database_url):
-        raise OSError("the database is not at the newest revision; run `pointbook migrate`")
+    if problem := find_problem(await read_stored_revision(database_url), all_revisions()):
+        raise OSError(problem)

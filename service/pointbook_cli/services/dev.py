@@ -73,7 +73,7 @@ async def _run(settings: ServerSettings, shim_settings: ShimSettings, stop: asyn
     senders: dict[Channel, Sender] = {Channel.SMS: console, Channel.EMAIL: console, **build_senders(settings)}
     async with contextlib.AsyncExitStack() as stack:
         database_url = await stack.enter_async_context(_database(settings))
-        await migrate(database_url)
+        await migrate(database_url, offline=True)
         settings = settings.model_copy(update={**_generated_keys(settings), "tls_cert_file": None})
         tracing = build_tracing("server") if settings.tracing else None
         server = Server(settings, database_url, senders=senders, development=True, tracing=tracing)

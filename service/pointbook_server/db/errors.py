@@ -11,7 +11,8 @@ from sqlalchemy.exc import DBAPIError
 from pointbook_server.errors import RETRY_AFTER_SECONDS, DatabaseDefectError, PointbookError
 from pointbook_server.reasons import Reason
 
-CONFLICT_SQLSTATES = frozenset({"40001", "40P01", "22012"})
+DEADLOCK_SQLSTATE = "40P01"
+CONFLICT_SQLSTATES = frozenset({"40001", DEADLOCK_SQLSTATE, "22012"})
 """Serialization failure, deadlock, and division by zero: the transaction had no effect and may succeed when retried.
 
 Our statements divide by zero on purpose, to abort themselves when another transaction changed what they rely on.

@@ -5,7 +5,7 @@ from functools import cache
 from sqlalchemy import text
 
 from pointbook_server.db.database import Connection, Statement
-from pointbook_server.db.migrations import older_revisions
+from pointbook_server.db.migrations.revisions import StoredRevision, all_revisions, find_problem
 from pointbook_server.db.tables import metadata
 from pointbook_server.errors import UnusableDatabaseError
 
@@ -48,8 +48,13 @@ UNUSABLE = Statement(
         ORDER BY t.name
     """)
 )
+# Databases of older revisions lack the column `compatible_from`.
 REVISION = Statement(
-    text("SELECT version_num, current_setting('transaction_read_only') = 'on' AS is_read_only FROM alembic_version")
+    text("""
+        SELECT version_num, to_jsonb(v) ->> 'compatible_from' AS compatible_from,
+            current_setting('transaction_read_only') = 'on' AS is_read_only
+        FROM alembic_version AS v
+    """)
 )
 
 
@@ -60,7 +65,8 @@ class SchemaError(UnusableDatabaseError):
 async def check_schema(connection: Connection) -> None:
     """Raise SchemaError if tables are missing, outdated, read-only or inaccessible.
 
-    A newer revision passes: the previous release continues to run while its successor is rolled out.
+    A newer revision passes, unless it took away what this release needs: the previous release continues to run while
+    its successor is rolled out.
     """
     unusable = await connection.fetch(UNUSABLE, _needed())
     missing = sorted({row.name for row in unusable if row.is_missing})
@@ -75,15 +81,15 @@ async def check_schema(connection: Connection) -> None:
             f"the role of POINTBOOK_DATABASE_URL may not use the tables {names}: "
             "grant it SELECT, INSERT, UPDATE and DELETE"
         )
-    rows = await connection.fetch(REVISION)
-    if any(row.is_read_only for row in rows):
+    row = await connection.fetch_one(REVISION)
+    if row is not None and row.is_read_only:
         raise SchemaError(
             "the database is read-only (25006): it is a standby, or has default_transaction_read_only; "
             "correct POINTBOOK_DATABASE_URL"
         )
-    revisions = {row.version_num for row in rows}
-    if not revisions or revisions & older_revisions():
-        raise SchemaError("the database is not at the newest revision; run `pointbook migrate`")
+    stored = StoredRevision(row.version_num, row.compatible_from) if row else StoredRevision(None)
+    if problem := find_problem(stored, all_revisions()):
+        raise SchemaError(problem)
 
 
 def needed_privileges(table: str) -> tuple[str, ...]:
