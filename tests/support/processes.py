@@ -79,9 +79,14 @@ async def finish(
 
 async def pointbook(*arguments: str | Path, **settings: str) -> Finished:
     """Run a `pointbook` command as a fork, and return its output."""
+    return await finish_fork(POINTBOOK, *arguments, settings=settings)
+
+
+async def finish_fork(program: Path, *arguments: str | Path, settings: Mapping[str, str]) -> Finished:
+    """Run the `pointbook` command of any release as a fork, and return its output."""
     with open_null() as null, TemporaryFile() as out, TemporaryFile() as err:
         process = await FORKS.start(
-            (POINTBOOK, *arguments), environment=clean_environment(settings), cwd=ROOT, streams=(null, out, err)
+            (program, *arguments), environment=clean_environment(settings), cwd=ROOT, streams=(null, out, err)
         )
         try:
             async with asyncio.timeout(COMMAND_SECONDS_MAX):
@@ -131,11 +136,18 @@ class Running:
         return cls(process, folder, name)
 
     @classmethod
-    async def fork(cls, *arguments: str | Path, environment: dict[str, str], folder: Path, cwd: Path = ROOT) -> Self:
+    async def fork(
+        cls,
+        *arguments: str | Path,
+        environment: dict[str, str],
+        folder: Path,
+        cwd: Path = ROOT,
+        program: Path = POINTBOOK,
+    ) -> Self:
         """Start a `pointbook` command as a fork whose output goes to files in a folder."""
         name = f"process-{next(_numbers)}"
         with open_null() as null, _output(folder, name, "out") as out, _output(folder, name, "err") as err:
-            command, streams = (POINTBOOK, *arguments), (null, out, err)
+            command, streams = (program, *arguments), (null, out, err)
             process = await FORKS.start(
                 command, environment=environment, cwd=cwd, streams=streams, has_own_session=True
             )
@@ -195,18 +207,24 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    *arguments: str | Path, folder: Path, settings: Mapping[str, str], cwd: Path = ROOT, is_fork: bool = True
+    *arguments: str | Path,
+    folder: Path,
+    settings: Mapping[str, str],
+    cwd: Path = ROOT,
+    is_fork: bool = True,
+    program: Path = POINTBOOK,
 ) -> AsyncIterator[Running]:
     """Run a `pointbook` command during the block, then kill it.
 
+    `program` is that of another release.
     Without `is_fork` the command starts an interpreter: for tests of the start, and of settings that libraries read
     while they are imported.
     """
     environment = clean_environment(settings)
     if is_fork:
-        process = await Running.fork(*arguments, environment=environment, folder=folder, cwd=cwd)
+        process = await Running.fork(*arguments, environment=environment, folder=folder, cwd=cwd, program=program)
     else:
-        process = await Running.start(POINTBOOK, *arguments, environment=environment, folder=folder, cwd=cwd)
+        process = await Running.start(program, *arguments, environment=environment, folder=folder, cwd=cwd)
     try:
         yield process
     finally:

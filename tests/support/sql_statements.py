@@ -80,7 +80,7 @@ class _Check:
         """Check a query and its subqueries, which can read some common table expressions."""
         if query.withClause:
             for cte in query.withClause.ctes:
-                if _is(cte.ctequery, ast.SelectStmt) and _is_without_columns(cte.ctequery):
+                if is_node(cte.ctequery, ast.SelectStmt) and _is_without_columns(cte.ctequery):
                     self.problems.append(f"the common table expression {cte.ctename} has no columns")
                 ctes |= {cte.ctename}
         self._check_level(query, ctes)
@@ -91,7 +91,7 @@ class _Check:
         tables = [
             table for table in _tables(query) if table.relname in DISTRIBUTED_TABLES and table.relname not in ctes
         ]
-        if _is(query, ast.InsertStmt):
+        if is_node(query, ast.InsertStmt):
             if query.relation.relname in DISTRIBUTED_TABLES:
                 self._check_insert(query)
         else:
@@ -113,7 +113,7 @@ class _Check:
         params = {
             param
             for condition in conditions
-            if _is(condition, ast.A_Expr) and condition.kind.name == "AEXPR_OP" and condition.name[0].sval == "="
+            if is_node(condition, ast.A_Expr) and condition.kind.name == "AEXPR_OP" and condition.name[0].sval == "="
             for column, value in ((condition.lexpr, condition.rexpr), (condition.rexpr, condition.lexpr))
             if _column(column) in own and (param := _param(value)) is not None
         }
@@ -140,13 +140,13 @@ def _tables(query: Any) -> Iterator[Any]:
     """Yield the tables that a query reads or writes, without those of subqueries."""
     items = list(getattr(query, "fromClause", None) or ())
     items += getattr(query, "usingClause", None) or ()
-    if _is(query, ast.UpdateStmt, ast.DeleteStmt):
+    if is_node(query, ast.UpdateStmt, ast.DeleteStmt):
         items.append(query.relation)
     while items:
         item = items.pop()
-        if _is(item, ast.JoinExpr):
+        if is_node(item, ast.JoinExpr):
             items += [item.larg, item.rarg]
-        elif _is(item, ast.RangeVar):
+        elif is_node(item, ast.RangeVar):
             yield item
 
 
@@ -156,12 +156,12 @@ def _conditions(query: Any) -> Iterator[Any]:
     items = [*(getattr(query, "fromClause", None) or ()), *(getattr(query, "usingClause", None) or ())]
     while items:
         item = items.pop()
-        if _is(item, ast.JoinExpr):
+        if is_node(item, ast.JoinExpr):
             items += [item.larg, item.rarg]
             expressions.append(item.quals)
     while expressions:
         expression = expressions.pop()
-        if _is(expression, ast.BoolExpr) and expression.boolop.name == "AND_EXPR":
+        if is_node(expression, ast.BoolExpr) and expression.boolop.name == "AND_EXPR":
             expressions += expression.args
         elif expression is not None:
             yield expression
@@ -169,7 +169,7 @@ def _conditions(query: Any) -> Iterator[Any]:
 
 def _assigned(query: Any) -> tuple[Any, ...]:
     """Return the columns that a query updates."""
-    if _is(query, ast.UpdateStmt):
+    if is_node(query, ast.UpdateStmt):
         return tuple(query.targetList)
     conflict = getattr(query, "onConflictClause", None)
     return tuple(conflict.targetList or ()) if conflict else ()
@@ -177,21 +177,21 @@ def _assigned(query: Any) -> tuple[Any, ...]:
 
 def _column(node: Any) -> tuple[str, ...]:
     """Return the qualified name of a column; empty for another expression."""
-    if not _is(node, ast.ColumnRef):
+    if not is_node(node, ast.ColumnRef):
         return ()
     return tuple(getattr(field, "sval", "*") for field in node.fields)
 
 
 def _param(node: Any) -> int | None:
     """Return the number of a parameter, also if it is cast."""
-    while _is(node, ast.TypeCast):
+    while is_node(node, ast.TypeCast):
         node = node.arg
-    return int(node.number) if _is(node, ast.ParamRef) else None
+    return int(node.number) if is_node(node, ast.ParamRef) else None
 
 
 def _has_subscript(node: Any) -> bool:
     """Return whether an expression reads an element of an array."""
-    if _is(node, ast.A_Indices):
+    if is_node(node, ast.A_Indices):
         return True
     children = node if isinstance(node, tuple | list) else [getattr(node, name) for name in node]
     return any(_has_subscript(child) for child in children if isinstance(child, tuple | list | ast.Node))
@@ -207,7 +207,7 @@ def _subqueries(node: Any) -> Iterator[Any]:
             yield from _subqueries(child)
 
 
-def _is(node: Any, *kinds: type[ast.Node]) -> bool:
+def is_node(node: Any, *kinds: type[ast.Node]) -> bool:
     """Return whether a node is of some kinds, without a promise to mypy.
 
     pglast declares every attribute of its nodes as optional.
