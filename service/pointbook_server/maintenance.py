@@ -5,7 +5,7 @@ Jobs that cannot be undone use the database's clock, read once per round, and ru
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import structlog
@@ -36,10 +36,17 @@ class Redemptions(Protocol):
 
 
 class CleanUp(Protocol):
-    """Deletes rows that are no longer needed."""
+    """Deletes the rows of one table that are past their retention."""
+
+    @property
+    def name(self) -> str:
+        """The name of the table."""
 
     async def clean_up(self, now_ms: int) -> int:
-        """Delete old rows; return how many."""
+        """Delete a bounded number of old rows; return how many."""
+
+    async def backlog(self, now_ms: int) -> int:
+        """Return how many old rows are left, up to a bound."""
 
 
 class MetricsSource(Protocol):
@@ -61,8 +68,7 @@ class Maintenance:
         *,
         tokens: Tokens | None,
         redemptions: Redemptions,
-        codes: CleanUp,
-        refusals: CleanUp,
+        clean_ups: Sequence[CleanUp],
         sources: Mapping[str, MetricsSource],
     ) -> None:
         self._database = database
@@ -71,8 +77,7 @@ class Maintenance:
         self._metrics = metrics
         self._tokens = tokens
         self._redemptions = redemptions
-        self._codes = codes
-        self._refusals = refusals
+        self._clean_ups = clean_ups
         self._sources = sources
 
     async def run_maintenance(self) -> None:
@@ -111,8 +116,9 @@ class Maintenance:
         except ClockSkewError:
             return
         await self._run("release_overdue", self._release_overdue(now_ms))
-        await self._run("delete_codes", self._clean_up("delete_codes", self._codes, now_ms))
-        await self._run("delete_refusals", self._clean_up("delete_refusals", self._refusals, now_ms))
+        for clean_up in self._clean_ups:
+            job = f"delete_{clean_up.name}"
+            await self._run(job, self._clean_up(job, clean_up, now_ms))
 
     async def _release_overdue(self, now_ms: int) -> None:
         """Release the redemptions that SHOPLINE did not book in time.
@@ -122,11 +128,14 @@ class Maintenance:
         if released := await self._redemptions.release_overdue(now_ms):
             log.warning("redemptions not booked in time, released", count=released)
 
-    async def _clean_up(self, job: str, rows: CleanUp, now_ms: int) -> None:
-        """Delete old rows."""
-        if deleted := await rows.clean_up(now_ms):
-            self._metrics.rows_deleted.labels(job).inc(deleted)
-            log.info("old rows deleted", job=job, count=deleted)
+    async def _clean_up(self, job: str, table: CleanUp, now_ms: int) -> None:
+        """Delete a table's old rows, and report how many are left."""
+        deleted = await table.clean_up(now_ms)
+        backlog = await table.backlog(now_ms)
+        self._metrics.rows_deleted.labels(job).inc(deleted)
+        self._metrics.rows_overdue.labels(job).set(backlog)
+        if deleted or backlog:
+            log.info("old rows deleted", table=table.name, count=deleted, backlog=backlog)
 
     async def _run(self, job: str, work: Awaitable[None]) -> None:
         """Run and measure a job, and log its failure."""

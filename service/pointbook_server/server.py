@@ -109,8 +109,7 @@ class Server:
             self.metrics,
             tokens=self._tokens,
             redemptions=self.services.redemptions,
-            codes=self.services.codes,
-            refusals=self.services.refusals,
+            clean_ups=self.services.clean_ups,
             sources={
                 "drift": self.services.ledger,
                 "holds": self.services.redemptions,

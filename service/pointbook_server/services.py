@@ -44,6 +44,7 @@ from pointbook_server.redemption.history import RedemptionHistory
 from pointbook_server.redemption.service import RedemptionService
 from pointbook_server.redemption.servicer import RedemptionServicer
 from pointbook_server.redemption.transactions import RedemptionTransactions
+from pointbook_server.retention import build_clean_ups
 from pointbook_server.rpc.batching import Batcher
 from pointbook_server.rpc.status_mapping import grpc_code
 from pointbook_server.settings import ServerSettings
@@ -160,6 +161,7 @@ class Services:
             duration_max_ms=int((settings.call_deadline_seconds + ABANDONED_SECONDS_MAX) * 1_000),
         )
         self._webhooks = WebhooksServicer(self.quarantine, replayer, clock)
+        self.clean_ups = build_clean_ups(settings, database, self.quarantine)
 
     def add_to_server(self, server: grpc.aio.Server) -> None:
         """Register all services with a server."""

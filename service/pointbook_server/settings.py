@@ -37,6 +37,16 @@ _SECRET_CHECKS: dict[str, Callable[[str], object]] = {
     "apprise_email_url": check_apprise_url,
 }
 """The checks of the providers' secret settings."""
+_KEEP_DAYS_MIN = {
+    # The triggers of customer_audit protect rows for as long.
+    "customer_audit_keep_days": 90,
+    "redemption_audit_keep_days": 90,
+    "validation_audit_keep_days": 90,
+    # Well above the 48 hours for which SHOPLINE retries a webhook.
+    "customer_updates_keep_days": 7,
+    "finished_webhooks_keep_days": 7,
+}
+"""The lowest retention of rows that 0 stores forever."""
 _ALTERNATIVES = {"apprise_sms_url": "sms_url", "apprise_email_url": "smtp_url"}
 """Pairs of settings for the same channel, of which only one may be set."""
 
@@ -167,6 +177,41 @@ class ServerSettings(SecretFileSettings):
         le=3_650,
         description="The number of days that refused redemptions and validations are stored for support; 0: none are "
         "stored.",
+    )
+    codes_keep_days: int = Field(
+        default=1,
+        ge=1,
+        le=3_650,
+        description="The number of days that one-time codes and missed calls are stored after they expire.",
+    )
+    validation_audit_keep_days: int = Field(
+        default=0,
+        le=36_500,
+        description="The number of days that the audit of one-time codes is stored, at least 90; 0: forever.",
+    )
+    redemption_audit_keep_days: int = Field(
+        default=0,
+        le=36_500,
+        description="The number of days that the audit of settled and released holds is stored, at least 90; 0: "
+        "forever.",
+    )
+    customer_audit_keep_days: int = Field(
+        default=0,
+        le=36_500,
+        description="The number of days that the audit of moved and erased identifiers is stored, at least 90; 0: "
+        "forever.",
+    )
+    customer_updates_keep_days: int = Field(
+        default=0,
+        le=36_500,
+        description="The number of days, by the time in the webhook, that applied customer webhooks are recognized, at "
+        "least 7; 0: forever. Not below POINTBOOK_WEBHOOK_MAX_AGE_HOURS.",
+    )
+    finished_webhooks_keep_days: int = Field(
+        default=90,
+        le=36_500,
+        description="The number of days that quarantined webhooks are stored after they were replayed or erased, at "
+        "least 7; 0: forever.",
     )
     quarantine_keys: Annotated[dict[str, SecretStr], NoDecode] = Field(
         default_factory=dict,
@@ -337,6 +382,14 @@ class ServerSettings(SecretFileSettings):
     def _check_secret(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
         if value is not None:
             _SECRET_CHECKS[str(info.field_name)](value.get_secret_value())
+        return value
+
+    @field_validator(*_KEEP_DAYS_MIN)
+    @classmethod
+    def _check_keep_days(cls, value: int, info: ValidationInfo) -> int:
+        days_min = _KEEP_DAYS_MIN[str(info.field_name)]
+        if value != 0 and value < days_min:
+            raise ValueError(f"must be at least {days_min} days, or 0 to store them forever")
         return value
 
     @field_validator("sms_success")

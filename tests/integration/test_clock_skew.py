@@ -110,7 +110,12 @@ class Jobs:
         self.times_ms.append(now_ms)
         return 0
 
+    name = "jobs"
     clean_up = release_overdue
+
+    async def backlog(self, _now_ms: int) -> int:
+        """Return that nothing is left."""
+        return 0
 
     async def refresh_metrics(self, _now_ms: int) -> None:
         """Count the calls."""
@@ -134,8 +139,7 @@ async def test_maintenance_reads_the_databases_clock_once_per_round(
         metrics,
         tokens=None,
         redemptions=jobs,
-        codes=jobs,
-        refusals=jobs,
+        clean_ups=(jobs, jobs),
         sources={"jobs": jobs},
     )
     await maintenance.run_jobs()

@@ -18,6 +18,7 @@ from pointbook_server.redemption.model import Redemption
 from pointbook_server.redemption.transactions import RedemptionTransactions
 from pointbook_server.server import Server
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
+from support.clean_ups import clean_up_codes
 from support.clocks import NOW_MS
 from support.codes import WRONG_CODE, add_customers, guess_code, issue_and_read_code, issue_code, read_audit
 from support.connections import count_deadlocks, superuser
@@ -229,7 +230,7 @@ class CodeUsers:
             request = redemption_pb2.ResetValidationLimitsRequest(customer=customer, reason="test")
             await client.redemption.ResetValidationLimits(request)
         elif kind == "clean up":
-            await server.services.codes.clean_up(service.clock())
+            await clean_up_codes(server, service.clock())
 
 
 @pytest.mark.parametrize("number", [1, 2])

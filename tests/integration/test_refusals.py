@@ -22,10 +22,12 @@ from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
 from pointbook_server.reasons import Reason
 from pointbook_server.redemption.refusal import Refusal, RefusalReason, RefusedMethod
+from pointbook_server.retention import build_clean_ups
 from pointbook_server.server import Server
 from pointbook_server.support import recorder as recording
 from pointbook_server.support.recorder import RefusalRecorder
 from pointbook_server.support.transactions import RefusalTransactions
+from support.clean_ups import clean_up_of
 from support.clients import Client
 from support.clocks import NOW_MS, TestClock, at
 from support.codes import WRONG_CODE, issue_code
@@ -340,7 +342,9 @@ async def test_zero_days_store_none_and_delete_stored_ones(
     assert len((await list_page(client, shop)).refusals) == 1
 
     service.clock.move(1)
-    assert await make_recorder(database, service.clock, keep_days=0).clean_up(service.clock()) >= 1
+    settings = server_settings(refusals_keep_days=0)
+    clean_ups = build_clean_ups(settings, database, service.server.services.quarantine)
+    await clean_up_of(clean_ups, "redemption_refusals").clean_up(service.clock())
     assert not (await list_page(client, shop)).refusals
 
 
@@ -368,20 +372,6 @@ def read_metric(refusals: RefusalRecorder) -> dict[str, int]:
     """Return the metric's counts by outcome."""
     samples = next(iter(refusals._metrics.refusals.collect())).samples
     return {sample.labels["outcome"]: int(sample.value) for sample in samples if sample.name.endswith("_total")}
-
-
-async def test_clean_up_deletes_older_refusals_in_bounded_parts(service: Service, database: Database) -> None:
-    clock = TestClock()
-    refusals = make_recorder(database, clock, keep_days=2)
-    old, young = unique("merchant"), unique("merchant")
-    for merchant_id, age_ms, count in ((old, 2 * DAY_SECONDS * 1_000 + 1, 5), (young, 2 * DAY_SECONDS * 1_000, 3)):
-        for _ in range(count):
-            refusals.record(make_refusal(merchant_id, clock.now_ms - age_ms))
-    await refusals.flush()
-
-    with patch("pointbook_server.support.transactions.CLEAN_UP_COUNT", 2):
-        assert await refusals.clean_up(clock()) >= 5
-    assert [await count_stored(service, merchant_id) for merchant_id in (old, young)] == [0, 3]
 
 
 async def test_maintenance_deletes_old_refusals(service: Service, client: Client, shop: Shop) -> None:

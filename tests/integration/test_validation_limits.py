@@ -12,6 +12,7 @@ from pointbook_server.delivery.sender import DeliveryFailedError
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
 from pointbook_server.validation_codes import rate_limits
+from support.clean_ups import clean_up_codes
 from support.clients import Client
 from support.clocks import NOW_MS
 from support.codes import CODE_SETTINGS, WRONG_CODE, guess_code, issue_and_read_code, issue_code, read_audit
@@ -386,19 +387,19 @@ async def test_challenges_and_counters_are_deleted_a_day_after_their_end(
     assert not await guess_code(client, shop, WRONG_CODE)
     service.clock.move(DAY)
     new_id, _ = await issue_and_read_code(service, shop)
-    await service.server.services.codes.clean_up(service.clock())
+    await clean_up_codes(service.server, service.clock())
     stored = await read_rows(service, shop, "SELECT challenge_id FROM validation_challenges")
     assert {row[0] for row in stored} == {old_id, new_id}
 
-    service.clock.move(300)
-    await service.server.services.codes.clean_up(service.clock())
+    service.clock.move(301)
+    await clean_up_codes(service.server, service.clock())
     assert [tuple(row) for row in await read_rows(service, shop, "SELECT challenge_id FROM validation_challenges")] == [
         (new_id,)
     ]
     names = await read_rows(service, shop, "SELECT subject FROM validation_tallies")
     assert not any("guesses" in row[0] for row in names)
     service.clock.move(2 * DAY)
-    assert await service.server.services.codes.clean_up(service.clock())
+    assert await clean_up_codes(service.server, service.clock())
     for table in ("validation_challenges", "validation_tallies"):
         assert not await read_rows(service, shop, f"SELECT 1 FROM {table}")  # noqa: S608 - fixed names
     assert len(await read_audit(service, shop)) == 5

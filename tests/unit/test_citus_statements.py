@@ -15,6 +15,7 @@ from pointbook_server.db.database import Statement
 from pointbook_server.db.tables import metadata
 from pointbook_server.ledger.model import AccountKey, EntryFilter, UpdateType
 from pointbook_server.ledger.queries import list_entries
+from pointbook_server.retention import TABLES
 from support.docs_pages import ROOT
 from support.sql_statements import citus_problems, has_returning, mixes_constraints, module_statements
 
@@ -46,8 +47,7 @@ ALL_MERCHANTS = {
     "programs.erasures.queries.COUNT_OPEN": "The metrics of open erasures are about all merchants.",
     "programs.erasures.queries.LIST_ALL_ERASURES": "An operator lists the erasures of all merchants.",
     "redemption.queries.LIST_OVERDUE_MERCHANTS": CLEAN_UP,
-    "support.queries.LIST_OLD_MERCHANTS": CLEAN_UP,
-    "validation_codes.queries.LIST_OLD_MERCHANTS": CLEAN_UP,
+    **{f"retention.{name}.{table.name}": CLEAN_UP for name in ("FIND_OLD", "COUNT_OLD") for table in TABLES},
     "webhooks.queries.SUM_USAGE": "The total limit of the quarantine is about all merchants; read once a second.",
     "webhooks.queries.FIND_BODY": TWO_QUARANTINES,
     "webhooks.queries.FIND_OWNER": TWO_QUARANTINES,

@@ -268,6 +268,26 @@ def test_sms_gateway_beyond_loopback_needs_https_unless_allowed() -> None:
         assert ServerSettings(sms_url=SecretStr(url), allow_plaintext=allowed).sms_url is not None
 
 
+@pytest.mark.parametrize(
+    ("name", "days_min"),
+    [
+        ("customer_audit_keep_days", 90),
+        ("redemption_audit_keep_days", 90),
+        ("validation_audit_keep_days", 90),
+        ("customer_updates_keep_days", 7),
+        ("finished_webhooks_keep_days", 7),
+    ],
+)
+def test_retention_is_forever_or_has_a_lower_bound(name: str, days_min: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for days in (0, days_min):
+        monkeypatch.setenv(f"POINTBOOK_{name.upper()}", str(days))
+        assert getattr(ServerSettings(), name) == days
+    for days in (-1, days_min - 1):
+        monkeypatch.setenv(f"POINTBOOK_{name.upper()}", str(days))
+        with pytest.raises(ValidationError, match=rf"{name}[\s\S]*must be at least {days_min} days, or 0"):
+            ServerSettings()
+
+
 def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         ServerSettings().workers = 2

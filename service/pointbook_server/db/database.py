@@ -180,6 +180,13 @@ class Connection:
 
 LIFT_TIME_LIMIT = Statement(text("SET LOCAL statement_timeout = 0"))
 """For a snapshot that reads the whole ledger: the limit is meant for calls."""
+JOIN_BY_INDEX = Statement(
+    text("""
+        SELECT set_config('enable_seqscan', 'off', true), set_config('enable_hashjoin', 'off', true),
+            set_config('enable_mergejoin', 'off', true)
+    """)
+)
+"""For a transaction that looks up a thousand rows, one by one: the planner would rather read a table of 100,000."""
 
 
 class Database:

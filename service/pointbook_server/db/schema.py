@@ -24,6 +24,7 @@ NEVER_UPDATED = {
 DELETED_FROM = {
     "benefits",
     "custom_privileges",
+    "customer_audit",
     "customer_buyers",
     "customer_claims",
     "customer_identifiers",
@@ -32,9 +33,11 @@ DELETED_FROM = {
     "points_checkpoints",
     "points_entries",
     "quarantined_webhooks",
+    "redemption_audit",
     "redemption_refusals",
     "stores",
     "user_groups",
+    "validation_audit",
     "validation_challenges",
     "validation_tallies",
 }

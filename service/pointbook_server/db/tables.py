@@ -438,6 +438,8 @@ customer_updates = Table(
     PrimaryKeyConstraint("event_id", "merchant_id", name="pk_customer_updates"),
     CheckConstraint("octet_length(content_digest) = 32", name="ck_customer_updates_content_digest"),
     Index("ix_customer_updates_buyer", "buyer_id", "store_id", "merchant_id"),
+    # As for all indexes of times, the condition holds for every row, and only the statements of clean-ups repeat it.
+    Index("ix_customer_updates_updated", "updated_at_ms", "merchant_id", postgresql_where=text("updated_at_ms > 0")),
 )
 
 customer_tombstones = Table(
@@ -453,7 +455,8 @@ customer_tombstones = Table(
 customer_audit = Table(
     "customer_audit",
     metadata,
-    # The permanent audit of moved and erased identifiers, without personal data. A trigger rejects changes.
+    # The audit of moved and erased identifiers, without personal data. Triggers reject changes, and deletion within 90
+    # days.
     Column("audit_id", Text, nullable=False),
     Column("merchant_id", Text, nullable=False),
     Column("customer_id", Text, nullable=False),
@@ -470,6 +473,7 @@ customer_audit = Table(
     Column("at_ms", BigInteger, nullable=False),
     PrimaryKeyConstraint("customer_id", "merchant_id", "audit_id", name="pk_customer_audit"),
     CheckConstraint("action IN ('MOVE', 'REDACT', 'ERASE_STORE', 'DETACH')", name="ck_customer_audit_action"),
+    Index("ix_customer_audit_at", "at_ms", "merchant_id", postgresql_where=text("at_ms > 0")),
 )
 
 user_groups = Table(
@@ -653,6 +657,7 @@ validation_audit = Table(
         unique=True,
         postgresql_where=text("repeat_key <> ''"),
     ),
+    Index("ix_validation_audit_at", "at_ms", "merchant_id", postgresql_where=text("at_ms > 0")),
 )
 
 quarantined_webhooks = Table(
@@ -746,6 +751,12 @@ quarantined_webhooks = Table(
         "signed_store_digest",
         "merchant_id",
         postgresql_where=text("signed_store_digest IS NOT NULL"),
+    ),
+    Index(
+        "ix_quarantined_webhooks_finished",
+        text("greatest(last_received_at_ms, replayed_at_ms)"),
+        "merchant_id",
+        postgresql_where=text("state = 'REPLAYED' OR body IS NULL"),
     ),
 )
 
@@ -916,4 +927,5 @@ redemption_audit = Table(
     PrimaryKeyConstraint("redemption_id", "merchant_id", "audit_id", name="pk_redemption_audit"),
     CheckConstraint("action IN ('SETTLE', 'RELEASE')", name="ck_redemption_audit_action"),
     Index("ix_redemption_audit_redeemer", "redeemer", "merchant_id", "at_ms", "audit_id"),
+    Index("ix_redemption_audit_at", "at_ms", "merchant_id", postgresql_where=text("at_ms > 0")),
 )

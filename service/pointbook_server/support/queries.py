@@ -53,25 +53,6 @@ LIST_BY_REFERENCE = Statement(
     ORDER BY at_ms DESC, refusal_id DESC LIMIT :limit
 """)
 )
-LIST_OLD_MERCHANTS = Statement(
-    text("""
-    SELECT DISTINCT merchant_id FROM (
-        SELECT merchant_id FROM redemption_refusals WHERE at_ms < :before_ms AND at_ms > 0 ORDER BY at_ms LIMIT :limit
-    ) AS old
-""")
-)
-DELETE_OLD_REFUSALS = Statement(
-    text("""
-    DELETE FROM redemption_refusals AS r USING (
-        SELECT customer, at_ms, refusal_id FROM redemption_refusals
-        WHERE at_ms < :before_ms AND at_ms > 0 AND merchant_id = :merchant_id
-        ORDER BY at_ms LIMIT :limit FOR UPDATE SKIP LOCKED
-    ) AS old
-    WHERE r.customer = old.customer AND r.at_ms = old.at_ms AND r.refusal_id = old.refusal_id
-        AND r.merchant_id = :merchant_id
-    RETURNING 1
-""")
-)
 
 
 def to_columns(refusals: Sequence[Refusal]) -> dict[str, list[Any]]:

@@ -14,7 +14,6 @@ import structlog
 from pointbook_common.durations import DAY_MS
 from pointbook_server.clock import Clock
 from pointbook_server.errors import PointbookError
-from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.metrics import Metrics
 from pointbook_server.redemption.refusal import Refusal
 from pointbook_server.rpc.pagination import PageQuery
@@ -81,14 +80,6 @@ class RefusalRecorder:
         """
         await self.flush()
         return await self._transactions.list_by_reference(merchant_id, reference, query)
-
-    async def clean_up(self, now_ms: int) -> int:
-        """Delete refusals past their retention, and return how many."""
-        before_ms, transactions = now_ms - self._keep_ms, self._transactions
-        return await merchant_by_merchant(
-            lambda: transactions.old_merchants(before_ms),
-            lambda merchant_id: transactions.delete_old(merchant_id, before_ms),
-        )
 
     async def flush(self) -> None:
         """Write queued refusals; those that cannot be written now stay queued."""

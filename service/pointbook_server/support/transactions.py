@@ -3,13 +3,10 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from pointbook_server.db.database import Connection, Database
+from pointbook_server.db.database import Database
 from pointbook_server.redemption.refusal import Refusal
 from pointbook_server.rpc.pagination import PageQuery
 from pointbook_server.support import queries
-
-CLEAN_UP_COUNT = 1_000
-"""The most rows that one transaction deletes."""
 
 
 class RefusalTransactions:
@@ -40,18 +37,3 @@ class RefusalTransactions:
         params = {"merchant_id": merchant_id, "reference": reference, **asdict(query)}
         async with self._database.autocommit() as connection:
             return list(map(queries.read_refusal, await connection.fetch(queries.LIST_BY_REFERENCE, params)))
-
-    async def old_merchants(self, before_ms: int) -> list[str]:
-        """Return merchants that have refusals older than a time, without locks."""
-        params = {"before_ms": before_ms, "limit": CLEAN_UP_COUNT}
-        async with self._database.autocommit() as connection:
-            return [row.merchant_id for row in await connection.fetch(queries.LIST_OLD_MERCHANTS, params)]
-
-    async def delete_old(self, merchant_id: str, before_ms: int) -> int:
-        """Delete some unlocked refusals older than a time; return how many."""
-        params = {"merchant_id": merchant_id, "before_ms": before_ms, "limit": CLEAN_UP_COUNT}
-
-        async def work(connection: Connection) -> int:
-            return await connection.count_written(queries.DELETE_OLD_REFUSALS, params)
-
-        return await self._database.transaction(work)

@@ -189,35 +189,6 @@ CONFIRM = _statement("""
     UPDATE validation_challenges SET confirmed_at_ms = coalesce(confirmed_at_ms, :now_ms)
     WHERE challenge_id = :challenge_id AND merchant_id = :merchant_id
 """)
-LIST_OLD_MERCHANTS = _statement("""
-    SELECT DISTINCT merchant_id FROM (
-        (SELECT merchant_id FROM validation_challenges WHERE expires_at_ms <= :before_ms AND points > 0
-            ORDER BY expires_at_ms LIMIT :limit)
-        UNION ALL (SELECT merchant_id FROM validation_tallies WHERE updated_at_ms <= :before_ms AND revision > 0
-            ORDER BY updated_at_ms LIMIT :limit)
-        UNION ALL (SELECT merchant_id FROM missed_calls WHERE at_ms <= :before_ms AND at_ms > 0
-            ORDER BY at_ms LIMIT :limit)
-    ) AS old
-""")
-
-
-def _delete_old(table: str, key: str, time: str, is_indexed: str) -> Statement:
-    """Return the statement that deletes some unlocked old rows of a merchant."""
-    sql = f"""
-        DELETE FROM {table} WHERE merchant_id = :merchant_id AND {key} = ANY(ARRAY(
-            SELECT {key} FROM {table} WHERE {time} <= :before_ms AND merchant_id = :merchant_id AND {is_indexed}
-            ORDER BY {time} LIMIT :limit FOR UPDATE SKIP LOCKED
-        ))
-        RETURNING 1
-    """
-    return Statement(text(sql), f"validation_codes.delete_old_{table}")
-
-
-DELETE_OLD = {
-    "challenges": _delete_old("validation_challenges", "challenge_id", "expires_at_ms", "points > 0"),
-    "counters": _delete_old("validation_tallies", "subject", "updated_at_ms", "revision > 0"),
-    "missed_calls": _delete_old("missed_calls", "call_digest", "at_ms", "at_ms > 0"),
-}
 
 
 def challenge_to_row(challenge: Challenge) -> tuple[Any, ...]:

@@ -12,7 +12,6 @@ from pointbook_server.clock import Clock
 from pointbook_server.customers.model import Customer
 from pointbook_server.delivery.sender import DeliveryFailedError, Message, Sender
 from pointbook_server.errors import PointbookError
-from pointbook_server.maintenance import merchant_by_merchant
 from pointbook_server.metrics import BatchMetrics, Metrics, Timer
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc.batching import Batcher
@@ -176,14 +175,6 @@ class ValidationCodes:
         An empty challenge_id matches every challenge.
         """
         return await self._transactions.events(merchant_id, customers, challenge_id, query)
-
-    async def clean_up(self, now_ms: int) -> int:
-        """Delete expired rows as of a time of the database's clock, and return how many."""
-        transactions = self._transactions
-        return await merchant_by_merchant(
-            lambda: transactions.merchants_to_clean_up(now_ms),
-            lambda merchant_id: transactions.clean_up(merchant_id, now_ms),
-        )
 
     async def drain(self) -> None:
         """Wait until no delivery and no transaction is running."""

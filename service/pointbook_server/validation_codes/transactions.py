@@ -36,12 +36,7 @@ from pointbook_server.validation_codes.model import (
     MissedCall,
     ValidationEvent,
 )
-from pointbook_server.validation_codes.rate_limits import LONGEST_WINDOW_MS, SlidingWindowCounter
-
-CLEAN_UP_COUNT = 1_000
-"""The most rows of each table that one transaction deletes."""
-RETENTION_MS = LONGEST_WINDOW_MS
-"""The time for which ended rows are stored; no counter looks further back. The audit is never deleted."""
+from pointbook_server.validation_codes.rate_limits import SlidingWindowCounter
 
 T = TypeVar("T")
 
@@ -145,24 +140,6 @@ class ValidationCodeTransactions:
         async with self._database.autocommit() as connection:
             rows = await connection.fetch(queries.LIST_EVENTS, params | asdict(query))
         return [ValidationEvent(*row) for row in rows]
-
-    async def merchants_to_clean_up(self, now_ms: int) -> list[str]:
-        """Return merchants with expired rows, without locking anything."""
-        params = {"before_ms": now_ms - RETENTION_MS, "limit": CLEAN_UP_COUNT}
-        async with self._database.autocommit() as connection:
-            return [row.merchant_id for row in await connection.fetch(queries.LIST_OLD_MERCHANTS, params)]
-
-    async def clean_up(self, merchant_id: str, now_ms: int) -> int:
-        """Delete some of a merchant's expired rows, and return how many.
-
-        Locked rows are left for the next time, so that servers do not wait for each other.
-        """
-        params = {"merchant_id": merchant_id, "before_ms": now_ms - RETENTION_MS, "limit": CLEAN_UP_COUNT}
-
-        async def delete(connection: Connection) -> int:
-            return sum([await connection.count_written(statement, params) for statement in queries.DELETE_OLD.values()])
-
-        return await self._database.transaction(delete)
 
 
 async def _lock(connection: Connection, merchant_id: str, commands: Sequence[Command[T]], now_ms: int) -> LockedState:

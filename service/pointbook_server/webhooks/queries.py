@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, insert
 
+from pointbook_server.db.aging_tables import AgingTable
 from pointbook_server.db.database import Row, Statement
 from pointbook_server.db.tables import quarantine_usage, quarantined_webhooks, stores
 from pointbook_server.webhooks.encryption import EncryptedPayload
@@ -71,6 +72,13 @@ IS_ABOUT_BUYERS = and_(WEBHOOK.subject_digest == any_(bindparam("digests", type_
 IS_OF_STORE = and_(WEBHOOK.store_digest == any_(bindparam("digests", type_=ARRAY(LargeBinary))), MAY_BE_MERCHANTS)
 ERASED = "erased"
 """The replay_event_id of a replayed webhook whose body was erased."""
+FINISHED_WEBHOOKS = AgingTable(
+    "quarantined_webhooks",
+    ("quarantine_id",),
+    time="greatest(last_received_at_ms, replayed_at_ms)",
+    is_indexed="(state = 'REPLAYED' OR body IS NULL)",
+)
+"""The webhooks that were replayed, or whose body was erased."""
 COMPUTED_COLUMNS = {"body_erased": WEBHOOK.body.is_(None), "merchant_id": CLAIMED}
 ENTITY_FIELDS = [field.name for field in fields(QuarantinedWebhook)]
 ENTITY_COLUMNS = [
@@ -142,6 +150,7 @@ INSERT_USAGE = Statement(
     .on_conflict_do_nothing(constraint="pk_quarantine_usage")
 )
 LOCK_USAGE = Statement(select(USAGE.merchant_id).where(IS_OWNERS_USAGE).with_for_update())
+LOCK_FREE_USAGE = Statement(select(USAGE.merchant_id).where(IS_OWNERS_USAGE).with_for_update(skip_locked=True))
 # A transaction that finds space keeps the row locked until its webhook is committed.
 RESERVE_SPACE = Statement(
     update(quarantine_usage)
@@ -156,7 +165,10 @@ RESERVE_SPACE = Statement(
 RELEASE_SPACE = Statement(
     update(quarantine_usage)
     .where(IS_OWNERS_USAGE)
-    .values(webhooks=USAGE.webhooks - 1, bytes=USAGE.bytes - bindparam("size", type_=BigInteger))
+    .values(
+        webhooks=USAGE.webhooks - bindparam("webhooks", 1, type_=BigInteger),
+        bytes=USAGE.bytes - bindparam("size", type_=BigInteger),
+    )
 )
 RELEASE_BYTES = Statement(
     update(quarantine_usage).where(IS_OWNERS_USAGE).values(bytes=USAGE.bytes - bindparam("size", type_=BigInteger))
@@ -170,6 +182,7 @@ INSERT_WEBHOOK = Statement(
 FIND_OWNER = Statement(
     select(WEBHOOK.merchant_id).where(WEBHOOK.quarantine_id == bindparam("id"), IS_OWNED_OR_SHARED, IS_VISIBLE)
 )
+DELETE_FINISHED = Statement(FINISHED_WEBHOOKS.delete_sql(returning="kept_bytes"))
 DELETE_WEBHOOK = Statement(delete(quarantined_webhooks).where(IS_WEBHOOK).returning(WEBHOOK.reason, WEBHOOK.kept_bytes))
 READ_WEBHOOK = Statement(
     select(*ENTITY_COLUMNS, WEBHOOK.merchant_id.label("owner_id"), WEBHOOK.key_id, WEBHOOK.headers, WEBHOOK.body).where(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pointbook_server.db.database import Connection, Database, Row, Statement
+from pointbook_server.db.database import JOIN_BY_INDEX, Connection, Database, Row, Statement
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.errors import PointbookError
 from pointbook_server.metrics import Metrics
@@ -203,6 +203,27 @@ class QuarantineTransactions:
         reason = await self._database.transaction(delete)
         self._quota.expire()
         return reason
+
+    async def delete_finished(self, owner_id: str, from_ms: int, until_ms: int) -> int:
+        """Delete some finished webhooks of an owner from a period, and return how many.
+
+        Nothing is deleted while another transaction stores or deletes webhooks of the owner.
+        """
+
+        async def delete(connection: Connection) -> int:
+            if await connection.fetch_one(queries.LOCK_FREE_USAGE, {"owner": owner_id}) is None:
+                return 0
+            await connection.execute(JOIN_BY_INDEX)
+            params = {"merchant_id": owner_id, "from_ms": from_ms, "until_ms": until_ms}
+            rows = await connection.fetch(queries.DELETE_FINISHED, params)
+            usage = {"owner": owner_id, "webhooks": len(rows), "size": sum(row.kept_bytes for row in rows)}
+            await connection.execute(queries.RELEASE_SPACE, usage)
+            return len(rows)
+
+        count = await self._database.transaction(delete)
+        if count:
+            self._quota.expire()
+        return count
 
     async def erase(self, connection: Connection, merchant_id: str, buyer_ids: Iterable[str]) -> None:
         """Erase the bodies about some buyers, in the transaction that redacts the buyers."""
