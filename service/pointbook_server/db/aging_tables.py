@@ -47,14 +47,19 @@ class AgingTable:
         """)  # noqa: S608 - only our own names
 
     def delete_sql(self, *, returning: str = "1") -> TextClause:
-        """Return a deletion of a merchant's unlocked rows between :from_ms and :until_ms."""
+        """Return a deletion of a merchant's unlocked rows between :from_ms and :until_ms.
+
+        The rows are chosen once, in a CTE: a join may run a subquery again, which then finds further rows beyond its
+        limit.
+        """
         is_same = " AND ".join(f"t.{key} = old.{key}" for key in self.keys)
         return text(f"""
-            DELETE FROM {self.name} AS t USING (
+            WITH old AS MATERIALIZED (
                 SELECT {", ".join(self.keys)} FROM {self.name}
                 WHERE merchant_id = :merchant_id AND {self.time} BETWEEN :from_ms AND :until_ms AND {self.is_indexed}
                 ORDER BY {self.time} LIMIT {ROWS_IN_BATCH_MAX} FOR UPDATE SKIP LOCKED
-            ) AS old
+            )
+            DELETE FROM {self.name} AS t USING old
             WHERE t.merchant_id = :merchant_id AND {is_same}
             RETURNING {returning}
         """)  # noqa: S608 - only our own names
