@@ -4,7 +4,7 @@ Each label has a bounded number of values, and none identifies a person.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from time import monotonic
 
 from prometheus_client import Counter, Histogram, Summary
@@ -167,18 +167,19 @@ class BatchMetrics:
         """Report how many items wait."""
         self._items_waiting.set_function(count_waiting)
 
-    @contextmanager
-    def batch(self, size: int, wait_seconds: float, calls: Iterable[CallRecord]) -> Iterator[None]:
+    def batch(self, size: int, wait_seconds: float, calls: Iterable[CallRecord]) -> AbstractContextManager[None]:
         """Count a batch of these calls that leaves now, and measure its work in the block."""
         self._observe_size(size)
         self._observe_wait(wait_seconds)
-        with Timer(self._duration_seconds):
-            if self._tracing is None:
-                yield
-                return
-            spans = (call.span for call in calls if call.span is not None)
-            with self._tracing.share(f"batch {self._kind}", {"pointbook.batch.size": size}, spans):
-                yield
+        timer = Timer(self._duration_seconds)
+        return timer if self._tracing is None else self._trace(self._tracing, timer, size, calls)
+
+    @contextmanager
+    def _trace(self, tracing: Tracing, timer: "Timer", size: int, calls: Iterable[CallRecord]) -> Iterator[None]:
+        """Measure a batch, and trace it as work that its calls share."""
+        spans = (call.span for call in calls if call.span is not None)
+        with timer, tracing.share(f"batch {self._kind}", {"pointbook.batch.size": size}, spans):
+            yield
 
 
 class Timer:

@@ -21,12 +21,12 @@ SECONDS_IN_ROUND_MAX = 10.0
 """The time after which a table waits for its next round."""
 
 TABLES = (
-    AgingTable("customer_audit", ("customer_id", "audit_id"), "at_ms", "at_ms > 0"),
-    AgingTable("customer_updates", ("event_id",), "updated_at_ms", "updated_at_ms > 0"),
+    AgingTable("customer_audit", ("customer_id", "audit_id"), "at_ms", "at_ms > 0", is_updated=False),
+    AgingTable("customer_updates", ("event_id",), "updated_at_ms", "updated_at_ms > 0", is_updated=False),
     AgingTable("missed_calls", ("call_digest",), "at_ms", "at_ms > 0"),
     FINISHED_WEBHOOKS,
-    AgingTable("redemption_audit", ("redemption_id", "audit_id"), "at_ms", "at_ms > 0"),
-    AgingTable("redemption_refusals", ("customer", "at_ms", "refusal_id"), "at_ms", "at_ms > 0"),
+    AgingTable("redemption_audit", ("redemption_id", "audit_id"), "at_ms", "at_ms > 0", is_updated=False),
+    AgingTable("redemption_refusals", ("customer", "at_ms", "refusal_id"), "at_ms", "at_ms > 0", is_updated=False),
     AgingTable("validation_audit", ("customer", "at_ms", "audit_id"), "at_ms", "at_ms > 0"),
     AgingTable("validation_challenges", ("challenge_id",), "expires_at_ms", "points > 0"),
     AgingTable("validation_tallies", ("subject",), "updated_at_ms", "revision > 0"),
@@ -51,7 +51,8 @@ class OldRows(NamedTuple):
 class TableCleanUp:
     """Deletes the rows of one table once they are older than its retention.
 
-    Rows that another transaction has locked wait for the next round, so several servers may do this at once. Without a
+    Several servers may do this at once: rows that another transaction has locked wait for the next round, and rows that
+    are never updated are locked by other clean-ups alone. Without a
     retention (None), nothing is deleted. `delete` deletes some rows in another way than one statement.
     """
 

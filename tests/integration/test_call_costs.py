@@ -24,17 +24,17 @@ TOLERANCES = (0.75, 1.1)
 """How far a cost may be from its figure: functions differ between versions of Python and libraries."""
 
 COSTS = {
-    "PointsService/ApplyPointsUpdate": Cost(2, 820),
-    "PointsService/BatchApplyPointsUpdates": Cost(2, 215),
-    "PointsService/GetPointsAccount": Cost(1, 500),
-    "RedemptionService/ValidateRedemption": Cost(3, 890),
-    "RedemptionService/IssueValidationCode": Cost(12, 2_950),
-    "RedemptionService/RedeemPoints": Cost(11, 2_430),
+    "PointsService/ApplyPointsUpdate": Cost(2, 890),
+    "PointsService/BatchApplyPointsUpdates": Cost(2, 225),
+    "PointsService/GetPointsAccount": Cost(1, 545),
+    "RedemptionService/ValidateRedemption": Cost(3, 970),
+    "RedemptionService/IssueValidationCode": Cost(12, 3_210),
+    "RedemptionService/RedeemPoints": Cost(11, 2_640),
 }
 """The figures of a call to an idle server on Python 3.11, for a batch per update."""
 
 
-WITH_CODE = Cost(20, 4_420)
+WITH_CODE = Cost(20, 4_780)
 """The figures of RedeemPoints with a one-time code."""
 
 

@@ -80,7 +80,7 @@ async def test_role_without_privileges_is_not_serving(own_url: str, grants: str)
     logged = [json.loads(line) for line in written.getvalue().splitlines()]
     outages = [line for line in logged if line["event"] == "the database cannot be used"]
     assert "points_accounts" in outages[0]["cause"]
-    assert [line["event"] for line in logged if line["level"] == "info"][-1] == "the database can be used"
+    assert "the database can be used" in [line["event"] for line in logged if line["level"] == "info"]
 
 
 async def test_role_without_one_privilege_is_not_serving(own_url: str) -> None:

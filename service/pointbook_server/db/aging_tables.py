@@ -32,6 +32,8 @@ class AgingTable:
     keys: tuple[str, ...]
     time: str
     is_indexed: str
+    is_updated: bool = True
+    """Whether the server updates rows. It may not lock those that it never updates, for lack of a privilege."""
 
     def find_sql(self) -> TextClause:
         """Return a query for the oldest rows before :before_ms, by merchant.
@@ -47,17 +49,18 @@ class AgingTable:
         """)  # noqa: S608 - only our own names
 
     def delete_sql(self, *, returning: str = "1") -> TextClause:
-        """Return a deletion of a merchant's unlocked rows between :from_ms and :until_ms.
+        """Return a deletion of a merchant's rows between :from_ms and :until_ms.
 
         The rows are chosen once, in a CTE: a join may run a subquery again, which then finds further rows beyond its
         limit.
         """
+        lock = "FOR UPDATE SKIP LOCKED" if self.is_updated else ""
         is_same = " AND ".join(f"t.{key} = old.{key}" for key in self.keys)
         return text(f"""
             WITH old AS MATERIALIZED (
                 SELECT {", ".join(self.keys)} FROM {self.name}
                 WHERE merchant_id = :merchant_id AND {self.time} BETWEEN :from_ms AND :until_ms AND {self.is_indexed}
-                ORDER BY {self.time} LIMIT {ROWS_IN_BATCH_MAX} FOR UPDATE SKIP LOCKED
+                ORDER BY {self.time} LIMIT {ROWS_IN_BATCH_MAX} {lock}
             )
             DELETE FROM {self.name} AS t USING old
             WHERE t.merchant_id = :merchant_id AND {is_same}
