@@ -15,7 +15,7 @@ from support.probes import http_get
 from support.processes import Running, clean_environment, free_port
 
 PROMETHEUS = shutil.which("prometheus")
-INTERVAL = "250ms"
+INTERVAL = "500ms"
 
 
 @dataclass(frozen=True)
