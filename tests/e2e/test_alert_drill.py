@@ -21,7 +21,6 @@ from pydantic import SecretStr
 
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.clock_skew import SystemClock
-from pointbook_server.db.migrations import migrate
 from pointbook_server.delivery.sender import Message
 from pointbook_server.programs.model import Channel
 from pointbook_server.server import Server
@@ -48,7 +47,7 @@ pytestmark = [
 
 FACTOR = 100
 TEMPLATE = "pointbook_template"
-"""The migrated database of conftest.py."""
+"""The migrated database that the fixture `database_url` makes."""
 SAMPLES_BEFORE = 6
 """How often each service is scraped before anything is broken; until here no alert may fire."""
 FIRING_SECONDS_MAX = 60.0
@@ -107,7 +106,6 @@ class Drill:
 
     async def start(self) -> None:
         """Start all services."""
-        await self._cluster.template(TEMPLATE, _migrate)
         await asyncio.gather(
             self.database_away(),
             self.database_hung(),
@@ -263,10 +261,6 @@ class Drill:
         return self.targets[job]
 
 
-async def _migrate(url: str) -> None:
-    await migrate(url)
-
-
 async def _write_forever(client: Client, shop: Shop) -> None:
     """Apply updates of new buyers; calls may fail as UNAVAILABLE."""
     for number in itertools.count():
@@ -328,6 +322,7 @@ async def _are_scraped(prometheus: Prometheus, jobs: int) -> bool:
     return len(samples) == jobs
 
 
+@pytest.mark.usefixtures("database_url")
 async def test_each_of_ten_failures_fires_its_alert_and_no_other(cluster: Cluster, tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         drill = Drill(cluster, tmp_path, stack)
