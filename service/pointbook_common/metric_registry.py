@@ -51,7 +51,7 @@ class MetricRegistry:
     def add_process(self, service: str) -> None:
         """Add the versions of this process, and what it uses of the machine."""
         ProcessCollector(registry=self.registry)
-        build_info = self.gauge("build_info", "1, with the versions as labels.", "service", "version", "python")
+        build_info = self.gauge("build_info", "1, with the versions as labels.", "component", "version", "python")
         build_info.labels(service, version("pointbook"), platform.python_version()).set(1)
 
     def counter(self, name: str, documentation: str, *labels: str) -> Counter:

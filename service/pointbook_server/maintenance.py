@@ -18,6 +18,14 @@ from pointbook_server.metrics import Metrics, Timer
 INTERVAL_SECONDS = 60.0
 """The average interval of a server's rounds."""
 
+WRITE_TOKEN_USE, READ_CLOCK, RELEASE_OVERDUE, REFRESH_METRICS = TASKS = (
+    "write_token_use",
+    "read_clock",
+    "release_overdue",
+    "refresh_metrics",
+)
+"""The names of tasks that every server has."""
+
 log = structlog.get_logger()
 
 
@@ -79,6 +87,9 @@ class Maintenance:
         self._redemptions = redemptions
         self._clean_ups = clean_ups
         self._sources = sources
+        for task in (*TASKS, *(f"delete_{each.name}" for each in clean_ups), *(f"refresh_{name}" for name in sources)):
+            # From 0 on: Prometheus does not see the increase to a first value.
+            metrics.task_failures.labels(task)
 
     async def run_maintenance(self) -> None:
         """Refresh the metrics, then run all jobs at random intervals, forever."""
@@ -90,17 +101,17 @@ class Maintenance:
     async def run_jobs(self) -> None:
         """Run all jobs once. A job that fails is logged and does not stop the others."""
         await self.write_token_use()
-        await self._run("read_clock", self._run_timed_jobs())
+        await self._run(READ_CLOCK, self._run_timed_jobs())
         await self.refresh_metrics()
 
     async def write_token_use(self) -> None:
         """Write when tokens were last used; log a failure."""
         if self._tokens is not None:
-            await self._run("write_token_use", self._tokens.write_last_used())
+            await self._run(WRITE_TOKEN_USE, self._tokens.write_last_used())
 
     async def refresh_metrics(self) -> None:
         """Read the state of the database into the metrics; log failures."""
-        await self._run("refresh_metrics", self._refresh_sources())
+        await self._run(REFRESH_METRICS, self._refresh_sources())
 
     async def _refresh_sources(self) -> None:
         async with self._database.autocommit() as connection:
@@ -115,10 +126,10 @@ class Maintenance:
                 now_ms = await self._skew.read_trusted(connection)
         except ClockSkewError:
             return
-        await self._run("release_overdue", self._release_overdue(now_ms))
+        await self._run(RELEASE_OVERDUE, self._release_overdue(now_ms))
         for clean_up in self._clean_ups:
-            job = f"delete_{clean_up.name}"
-            await self._run(job, self._clean_up(job, clean_up, now_ms))
+            task = f"delete_{clean_up.name}"
+            await self._run(task, self._clean_up(task, clean_up, now_ms))
 
     async def _release_overdue(self, now_ms: int) -> None:
         """Release the redemptions that SHOPLINE did not book in time.
@@ -128,26 +139,26 @@ class Maintenance:
         if released := await self._redemptions.release_overdue(now_ms):
             log.warning("redemptions not booked in time, released", count=released)
 
-    async def _clean_up(self, job: str, table: CleanUp, now_ms: int) -> None:
+    async def _clean_up(self, task: str, table: CleanUp, now_ms: int) -> None:
         """Delete a table's old rows, and report how many are left."""
         deleted = await table.clean_up(now_ms)
         backlog = await table.backlog(now_ms)
-        self._metrics.rows_deleted.labels(job).inc(deleted)
-        self._metrics.rows_overdue.labels(job).set(backlog)
+        self._metrics.rows_deleted.labels(task).inc(deleted)
+        self._metrics.rows_overdue.labels(task).set(backlog)
         if deleted or backlog:
             log.info("old rows deleted", table=table.name, count=deleted, backlog=backlog)
 
-    async def _run(self, job: str, work: Awaitable[None]) -> None:
-        """Run and measure a job, and log its failure."""
+    async def _run(self, task: str, work: Awaitable[None]) -> None:
+        """Run and measure a task, and log its failure."""
         try:
-            with Timer(self._metrics.job_seconds.labels(job)):
+            with Timer(self._metrics.task_seconds.labels(task)):
                 await work
         except PointbookError as error:
-            self._metrics.job_failures.labels(job).inc()
-            log.warning("maintenance job failed", job=job, reason=error.reason.value)
+            self._metrics.task_failures.labels(task).inc()
+            log.warning("maintenance failed", task=task, reason=error.reason.value)
         except Exception:
-            self._metrics.job_failures.labels(job).inc()
-            log.exception("maintenance job failed", job=job)
+            self._metrics.task_failures.labels(task).inc()
+            log.exception("maintenance failed", task=task)
 
 
 async def merchant_by_merchant(

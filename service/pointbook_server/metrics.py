@@ -14,6 +14,18 @@ from pointbook_common.tracing import Tracing
 from pointbook_server.logs import CallRecord
 
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+KNOWN_CAUSES = (
+    "25006",
+    "53100",
+    "53300",
+    "55P03",
+    "57P01",
+    "57P03",
+    "ConnectionRefusedError",
+    "PoolRefusalError",
+    "TimeoutError",
+)
+"""Frequent causes of database errors, counted from 0: Prometheus does not see the increase to a first value."""
 SEND_SECONDS_BUCKETS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -103,6 +115,11 @@ class Metrics:
 
         self.quarantine_webhooks = new.gauge("quarantine_webhooks", "Webhooks in all quarantines.")
         self.quarantine_bytes = new.gauge("quarantine_bytes", "Bytes of headers and bodies in all quarantines.")
+        self.quarantine_fullest_ratio = new.gauge(
+            "quarantine_fullest_ratio",
+            "Used share of the limit that is nearest: of webhooks or bytes, of a merchant, of the shared or of all "
+            "quarantines.",
+        )
         self.quarantine_reasons = new.gauge(
             "quarantine_webhooks_by_reason",
             "Webhooks in all quarantines that wait for a decision, by reason.",
@@ -136,11 +153,11 @@ class Metrics:
         self.comparisons = new.counter("code_comparisons", "Compared codes, by result.", "outcome")
         self.missed_calls = new.counter("missed_calls", "Missed calls, by whether they matched a challenge.", "outcome")
 
-        self.job_seconds = new.summary("maintenance_job_duration_seconds", "Time of maintenance jobs, by job.", "job")
-        self.job_failures = new.counter("maintenance_job_failures", "Maintenance jobs that failed, by job.", "job")
-        self.rows_deleted = new.counter("maintenance_rows_deleted", "Old rows that were deleted, by job.", "job")
+        self.task_seconds = new.summary("maintenance_duration_seconds", "Time of maintenance, by task.", "task")
+        self.task_failures = new.counter("maintenance_failures", "Maintenance that failed, by task.", "task")
+        self.rows_deleted = new.counter("maintenance_rows_deleted", "Old rows that were deleted, by task.", "task")
         self.rows_overdue = new.gauge(
-            "maintenance_rows_overdue", "Old rows that are not deleted yet, by job; counted up to a limit.", "job"
+            "maintenance_rows_overdue", "Old rows that are not deleted yet, by task; counted up to a limit.", "task"
         )
 
         self.tls_certificate_expiry = new.gauge(
@@ -225,6 +242,8 @@ class DatabaseMetrics:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._tracing = metrics.tracing
+        for cause in KNOWN_CAUSES:
+            metrics.database_errors.labels(cause)
         self._statements: dict[str, Callable[[float], None]] = {}
         self.observe_wait = metrics.database_connection_wait_seconds.observe
 

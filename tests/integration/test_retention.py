@@ -360,4 +360,4 @@ async def test_maintenance_logs_what_it_deleted_and_what_is_left(
 
     deleted = [(line["table"], line["count"], line["backlog"]) for line in logs if line["event"] == "old rows deleted"]
     assert deleted == [(table.name, ROWS_IN_BATCH_MAX, 7) for table in tables]
-    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["maintenance job failed"]
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["maintenance failed"]

@@ -11,7 +11,6 @@ import yaml
 from pointbook_cli.services.worker_metrics import WORKER, WorkerMetrics
 from pointbook_common.metric_registry import MetricDefinition
 from pointbook_server.metrics import Metrics as ServerMetrics
-from pointbook_server.settings import ServerSettings
 from shopline_shim.metrics import Metrics as ShimMetrics
 from support.alert_rules import (
     DASHBOARD,
@@ -172,17 +171,6 @@ def test_every_alert_has_tests_of_promtool_in_which_it_fires_and_does_not() -> N
 
     assert tested(fires=True) == {(rule["alert"], rule["labels"]["severity"]) for rule in ALERTS}
     assert {name for name, _ in tested(fires=False)} == ALERT_NAMES
-
-
-def test_the_limit_of_the_quarantine_is_that_of_the_settings() -> None:
-    (rule,) = [rule for rule in ALERTS if rule["alert"] == "PointbookQuarantineNearlyFull"]
-    settings = ServerSettings.model_fields
-
-    limits = [int(limit) for limit in re.findall(r"0\.8 \* (\d+)", rule["expr"])]
-    assert limits == [
-        settings["quarantine_total_webhooks_max"].default,
-        settings["quarantine_total_bytes_max"].default,
-    ]
 
 
 def test_panels_are_described_and_have_units() -> None:

@@ -50,7 +50,8 @@ async def read(url: str) -> str:
 
 def test_each_sample_gets_its_worker_as_a_label() -> None:
     families = {
-        family.name: family for family in merge(generate_latest(registry_of(calls)).decode() for calls in (1, 2))
+        family.name: family
+        for family in merge((number, generate_latest(registry_of(number + 1)).decode()) for number in (0, 1))
     }
 
     assert set(families) == {"calls", "seconds"}
@@ -85,15 +86,26 @@ async def test_a_worker_that_does_not_respond_hides_no_other(
     metrics, url = served
     (descriptor,) = metrics.inherited_by(1)
     endpoint = MetricsEndpoint(exposition_of(registry_of(7)), socket.socket(fileno=socket.dup(descriptor)))
+    metrics.worker_serves(0)
     metrics.worker_serves(1)
-    metrics.worker_ended(0, was_stopped=False)
     texts = await asyncio.gather(*(read(url) for _ in range(5)))
     endpoint.close()
 
     for text in texts:
         assert samples(text, "calls_total") == {"1": 7}
-        assert samples(text, "pointbook_worker_serving") == {"0": 0, "1": 1}
-        assert samples(text, "pointbook_worker_ends_total") == {"0": 1, "1": 0}
+        assert samples(text, "pointbook_worker_serving") == {"0": 1, "1": 1}
+
+
+async def test_a_scrape_does_not_wait_for_a_worker_that_is_being_replaced(served: tuple[WorkerMetrics, str]) -> None:
+    metrics, url = served
+    metrics.worker_serves(0)
+    metrics.worker_ended(0, was_stopped=False)
+
+    async with asyncio.timeout(worker_metrics.READ_SECONDS_MAX / 2):
+        text = await read(url)
+
+    assert samples(text, "pointbook_worker_serving") == {"0": 0, "1": 0}
+    assert samples(text, "pointbook_worker_ends_total") == {"0": 1, "1": 0}
 
 
 def test_a_worker_that_was_stopped_has_not_ended_by_itself() -> None:

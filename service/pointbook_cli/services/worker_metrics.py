@@ -32,6 +32,7 @@ class WorkerMetrics:
         )
         self.definitions = self._registry.definitions
         self.listeners: list[socket.socket] = []
+        self._serving_numbers: set[int] = set()
         for number in range(count):
             self._serving.labels(number)
             self._ends.labels(number)
@@ -47,18 +48,21 @@ class WorkerMetrics:
     def worker_serves(self, number: int) -> None:
         """Note that a worker serves."""
         self._serving.labels(number).set(1)
+        self._serving_numbers.add(number)
 
     def worker_ended(self, number: int, *, was_stopped: bool) -> None:
         """Note that a worker has ended."""
         self._serving.labels(number).set(0)
+        self._serving_numbers.discard(number)
         if not was_stopped:
             self._ends.labels(number).inc()
 
     async def expose(self) -> bytes:
-        """Return the metrics of all workers as text."""
-        texts = await asyncio.gather(*map(_read, self.listeners))
+        """Return the metrics of the serving workers as text."""
+        numbers = sorted(self._serving_numbers)
+        texts = await asyncio.gather(*(_read(self.listeners[number]) for number in numbers))
         workers = CollectorRegistry()
-        workers.register(_Families(merge(texts)))
+        workers.register(_Families(merge(zip(numbers, texts, strict=True))))
         return generate_latest(self._registry.registry) + generate_latest(workers)
 
 
@@ -90,13 +94,13 @@ class _Families:
         return self._families
 
 
-def merge(texts: Iterable[str]) -> list[Metric]:
-    """Return the families in the texts of all workers.
+def merge(texts: Iterable[tuple[int, str]]) -> list[Metric]:
+    """Return the families in the texts of workers, which come with their numbers.
 
     Each sample has the number of its worker as a label.
     """
     families: dict[str, Metric] = {}
-    for number, text in enumerate(texts):
+    for number, text in texts:
         for family in text_string_to_metric_families(text):
             merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
             merged.samples += [

@@ -117,6 +117,10 @@ class Capacity:
     webhooks_max: int
     bytes_max: int
 
+    def used_ratio(self, webhooks: int, size: int) -> float:
+        """Return the used share of the limit that is nearer."""
+        return max(webhooks / self.webhooks_max, size / self.bytes_max)
+
     def half(self) -> "Capacity":
         """Return half of this capacity, rounded up."""
         return Capacity((self.webhooks_max + 1) // 2, (self.bytes_max + 1) // 2)

@@ -91,6 +91,13 @@ SUM_USAGE = Statement(
         cast(func.coalesce(func.sum(USAGE.bytes), 0), BigInteger).label("bytes"),
     )
 )
+MAX_USAGE = Statement(
+    select(
+        (USAGE.merchant_id == SHARED).label("is_shared"),
+        func.max(USAGE.webhooks).label("webhooks"),
+        func.max(USAGE.bytes).label("bytes"),
+    ).group_by("is_shared")
+)
 COUNT_BY_REASON = Statement(
     select(
         WEBHOOK.reason,

@@ -59,10 +59,14 @@ class TotalQuota:
         """Read the sum again before the next reservation, because space was freed."""
         self._sum_expires_at = 0.0
 
-    async def refresh(self) -> None:
-        """Read the sum, for the next reservations and for the metrics."""
+    async def refresh(self) -> tuple[int, int]:
+        """Read the sum, for the next reservations and for the metrics.
+
+        Return the webhooks and the bytes.
+        """
         async with self._lock:
             await self._read_sum()
+            return self._webhooks, self._bytes
 
     async def _read_sum(self) -> None:
         """Read the sum while holding the lock, so that nothing is reserved meanwhile.

@@ -91,7 +91,12 @@ class QuarantineTransactions:
 
     async def refresh_metrics(self, _now_ms: int) -> None:
         """Read the usage of all quarantines, and what waits there, into the metrics."""
-        await self._quota.refresh()
+        limits = self._limits
+        used_ratio = limits.total.used_ratio(*await self._quota.refresh())
+        for row in await self._database.read_planned(queries.MAX_USAGE):
+            limit = limits.shared if row.is_shared else limits.merchant
+            used_ratio = max(used_ratio, limit.used_ratio(row.webhooks, row.bytes))
+        self._metrics.quarantine_fullest_ratio.set(used_ratio)
         params = {"state": QuarantineState.QUARANTINED.value}
         rows = await self._database.read_planned(queries.COUNT_BY_REASON, params)
         self._metrics.quarantine_reasons.clear()
