@@ -204,6 +204,30 @@ async def test_quarantine_is_counted_by_reason_with_its_oldest_webhook(measured:
     assert 0 < oldest <= NOW_MS / 1_000
 
 
+async def test_share_of_the_nearest_limit_of_quarantines_is_shown(
+    database_url: str, admin_token: str, shop: Shop
+) -> None:
+    """Here that of a merchant; the limits of the shared and of all quarantines are far."""
+    async with running_server(database_url, admin_token, quarantine_webhooks_max=2_000) as (server, client):
+        for number in range(2):
+            body = json.dumps({"store_id": shop.store_id, "number": number}).encode()
+            await client.webhooks.QuarantineWebhook(
+                webhooks_pb2.QuarantineWebhookRequest(
+                    merchant_id=shop.merchant_id,
+                    topic="app_memberSystem_points/challenged",
+                    body=body,
+                    reason=webhooks_pb2.QUARANTINE_REASON_MALFORMED,
+                )
+            )
+        measured = Measured(server, client)
+        await measured.refresh()
+        ratio = measured.value("quarantine_fullest_ratio")
+
+    assert ratio is not None
+    assert ratio >= 2 / 2_000
+    assert ratio < 1
+
+
 async def test_last_webhook_of_a_store_is_kept(measured: Measured, shop: Shop, database_url: str) -> None:
     """PutStore does not reset it, and updates that are no webhooks do not count."""
     labels = {"merchant_id": shop.merchant_id, "store_id": shop.store_id}
