@@ -207,7 +207,7 @@ async def test_quarantine_is_counted_by_reason_with_its_oldest_webhook(measured:
 async def test_share_of_the_nearest_limit_of_quarantines_is_shown(
     database_url: str, admin_token: str, shop: Shop
 ) -> None:
-    """Here that of a merchant; the limits of the shared and of all quarantines are far."""
+    """Here that of a merchant; those of the shared and of all quarantines are far."""
     async with running_server(database_url, admin_token, quarantine_webhooks_max=2_000) as (server, client):
         for number in range(2):
             body = json.dumps({"store_id": shop.store_id, "number": number}).encode()
