@@ -4,7 +4,7 @@ Since 1972, every zone differs from UTC by whole quarters of an hour, so a quart
 zone: rows can be summed by quarter first, in SQL, and by day or month later.
 """
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from pointbook_common.durations import DAY_MS, MINUTE_MS
@@ -16,7 +16,7 @@ _EPOCH = date(1970, 1, 1)
 def day_start_ms(day: date, zone: ZoneInfo) -> int:
     """Return when a day starts; if clocks skip midnight, when they do so."""
     midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
-    return int(midnight.astimezone(UTC).timestamp()) * 1_000
+    return int(midnight.timestamp()) * 1_000
 
 
 class Calendar:
@@ -45,7 +45,12 @@ class Calendar:
         return day_start_ms(day, self._zone)
 
     def end_ms(self, day: date) -> int:
-        """Return when a day ends, which is when the next one starts."""
+        """Return when a day ends, which is when the next one starts.
+
+        The last day of the year 9999 has no next one, and gets 24 hours.
+        """
+        if day == date.max:
+            return self.start_ms(day) + DAY_MS
         return self.start_ms(day + timedelta(days=1))
 
 

@@ -68,6 +68,14 @@ async def test_a_period_has_its_first_and_last_day(service: Service, shop: Shop)
     assert ["period", "balance at the start", "", "1493", "", ""] in outside
 
 
+@pytest.mark.parametrize("what", ["points", "redemptions", "codes"])
+async def test_a_period_may_be_the_whole_calendar(service: Service, shop: Shop, what: str) -> None:
+    days = ("--from", "0001-01-01", "--to", "9999-12-31")
+    merchant = ("--merchant", shop.merchant_id)
+
+    assert await report(service, what, *merchant, *days) == await report(service, what, *merchant)
+
+
 async def test_a_text_that_is_a_formula_is_defused(service: Service, shop: Shop) -> None:
     (row,) = await report(service, "redemptions", "--merchant", shop.merchant_id)
 

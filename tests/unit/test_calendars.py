@@ -56,6 +56,14 @@ def test_a_day_lasts_from_its_start_to_the_start_of_the_next(name: str, day: dat
         assert calendar.day(start_ms - 1) < day < calendar.day(end_ms)
 
 
+@pytest.mark.parametrize("name", ["UTC", "Asia/Shanghai", "America/New_York"])
+def test_first_and_last_day_of_the_calendar_have_a_start_and_an_end(name: str) -> None:
+    calendar = Calendar(name)
+
+    assert calendar.start_ms(date.min) < calendar.end_ms(date.min)
+    assert calendar.end_ms(date.max) == calendar.start_ms(date.max) + DAY_MS
+
+
 def test_offsets_have_been_quarters_of_an_hour_since_2000() -> None:
     quarter = timedelta(minutes=15)
     times = [datetime(year, month, 15, tzinfo=UTC) for year in range(2000, 2040) for month in (1, 7)]
