@@ -111,6 +111,24 @@ async def test_each_privilege_that_statements_need_is_checked(own_url: str, priv
         assert table in written.getvalue()
 
 
+async def test_missing_privileges_are_named_exactly(own_url: str) -> None:
+    """A role of an earlier release lacks what later statements need."""
+    async with connected(own_url) as operator:
+        role, url = await role_url(operator, own_url, "IN ROLE pg_read_all_data, pg_write_all_data")
+        await check_database(url)
+        await operator.execute(f"REVOKE pg_write_all_data FROM {role}")
+        await operator.execute(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+        await operator.execute(f"REVOKE DELETE ON customer_audit, validation_audit FROM {role}")
+        await operator.execute(f"REVOKE INSERT, UPDATE ON redemptions FROM {role}")
+        with pytest.raises(OSError, match="grant it") as caught:
+            await check_database(url)
+
+    assert str(caught.value) == (
+        "the role of POINTBOOK_DATABASE_URL lacks privileges: "
+        "grant it DELETE on customer_audit, validation_audit; INSERT, UPDATE on redemptions"
+    )
+
+
 async def test_needed_privileges_are_exactly_those_that_statements_use(own_url: str) -> None:
     """PostgreSQL checks privileges when it plans a statement."""
     async with connected(own_url) as operator:

@@ -1,14 +1,16 @@
 """The check of a database's schema: tables, revision, and the role's privileges."""
 
+from collections.abc import Iterable
 from functools import cache
 
 from sqlalchemy import text
 
-from pointbook_server.db.database import Connection, Statement
+from pointbook_server.db.database import Connection, Row, Statement
 from pointbook_server.db.migrations.revisions import StoredRevision, all_revisions, find_problem
 from pointbook_server.db.tables import metadata
 from pointbook_server.errors import UnusableDatabaseError
 
+PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 NEVER_INSERTED_INTO = {"api_tokens"}
 """Tables whose rows are inserted by commands, which can run as another role."""
 NEVER_UPDATED = {
@@ -45,7 +47,7 @@ DELETED_FROM = {
 # A table that does not exist, or is invisible to the role, has no privileges: NULL.
 UNUSABLE = Statement(
     text("""
-        SELECT t.name, to_regclass(t.name) IS NULL AS is_missing
+        SELECT t.name, t.privilege, to_regclass(t.name) IS NULL AS is_missing
         FROM unnest(CAST(:names AS text[]), CAST(:privileges AS text[])) AS t (name, privilege)
         WHERE has_table_privilege(to_regclass(t.name), t.privilege) IS NOT TRUE
         ORDER BY t.name
@@ -79,11 +81,7 @@ async def check_schema(connection: Connection) -> None:
             "run `pointbook migrate`, or correct POINTBOOK_DATABASE_URL"
         )
     if unusable:
-        names = ", ".join(sorted({row.name for row in unusable}))
-        raise SchemaError(
-            f"the role of POINTBOOK_DATABASE_URL may not use the tables {names}: "
-            "grant it SELECT, INSERT, UPDATE and DELETE"
-        )
+        raise SchemaError(f"the role of POINTBOOK_DATABASE_URL lacks privileges: grant it {_describe_grants(unusable)}")
     row = await connection.fetch_one(REVISION)
     if row is not None and row.is_read_only:
         raise SchemaError(
@@ -101,6 +99,17 @@ def needed_privileges(table: str) -> tuple[str, ...]:
     update = () if table in NEVER_UPDATED else ("UPDATE",)
     delete = ("DELETE",) if table in DELETED_FROM else ()
     return ("SELECT", *insert, *update, *delete)
+
+
+def _describe_grants(missing: Iterable[Row]) -> str:
+    """Return missing privileges as text, tables that lack the same ones together."""
+    by_table: dict[str, list[str]] = {}
+    for row in missing:
+        by_table.setdefault(row.name, []).append(row.privilege)
+    tables: dict[tuple[str, ...], list[str]] = {}
+    for name, privileges in by_table.items():
+        tables.setdefault(tuple(sorted(privileges, key=PRIVILEGES.index)), []).append(name)
+    return "; ".join(f"{', '.join(privileges)} on {', '.join(names)}" for privileges, names in tables.items())
 
 
 @cache
