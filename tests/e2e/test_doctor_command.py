@@ -92,6 +92,22 @@ async def test_all_is_well_while_server_and_shim_run_and_not_after(database_url:
     assert [secret for secret in secrets if secret in well.out + stopped.out + strict.out] == []
 
 
+async def test_nothing_is_wrong_where_a_shim_runs_without_a_server() -> None:
+    addresses = {name: f"127.0.0.1:{free_port()}" for name in ("GRPC_ADDRESS", "HTTP_ADDRESS")}
+    finished = await pointbook("doctor", "--json", SHOPLINE_SECRETS=SECRET, **addresses)
+
+    found = levels(finished)
+    assert finished.exit_code == 0
+    assert [name for name in NAMES if found[name] != "UNCHECKED"] == ["settings", "tls", "server", "shim"]
+
+
+async def test_certificates_of_wrong_settings_are_not_checked() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    finished = await pointbook("doctor", "--json", GRPC_ADDRESS=address, TLS_CERT_FILE="/nowhere")
+
+    assert (finished.exit_code, levels(finished)["tls"]) == (1, "UNCHECKED")
+
+
 async def test_the_page_shows_the_report_as_it_is(cluster: Cluster, database_url: str, tmp_path: Path) -> None:
     del database_url  # It makes the template.
     own_url = await cluster.clone("pointbook_template")

@@ -65,6 +65,14 @@ def test_all_problems_of_settings_are_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert "did you mean POINTBOOK_DATABASE_POOL_SIZE?" in found[-1].text
 
 
+def test_a_shim_alone_needs_no_database() -> None:
+    shim = {"POINTBOOK_SHOPLINE_SECRETS": "secret-of-the-app"}
+
+    assert [finding.level for finding in check_settings(shim)] == [Level.OK]
+    for server in ("POINTBOOK_CODE_KEYS", "pointbook_quarantine_keys_file"):
+        assert [finding.level for finding in check_settings(shim | {server: "set"})] == [Level.PROBLEM]
+
+
 def test_invalid_settings_are_replaced_by_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POINTBOOK_WORKERS", "0")
     monkeypatch.setenv("POINTBOOK_DATABASE_POOL_SIZE", "7")
@@ -107,6 +115,11 @@ def tls_texts(folder: Path, issued: Issued, *, with_ca: bool = False) -> dict[st
     ca = folder / "ca.crt" if with_ca else None
     settings = ServerSettings(tls_cert_file=cert, tls_key_file=key, tls_client_ca_file=ca)
     return texts(check_tls(settings, None))
+
+
+def test_plaintext_is_good_only_if_no_setting_is_wrong() -> None:
+    assert [finding.level for finding in check_tls(ServerSettings(), None)] == [Level.OK]
+    assert [finding.level for finding in check_tls(ServerSettings(), None, is_valid=False)] == [Level.UNCHECKED]
 
 
 def test_a_valid_certificate_is_good(tmp_path: Path) -> None:

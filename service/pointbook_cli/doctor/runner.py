@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Mapping
 
 from pointbook_cli.doctor.database import check_database
-from pointbook_cli.doctor.findings import Finding
+from pointbook_cli.doctor.findings import Finding, Level, unchecked
 from pointbook_cli.doctor.processes import check_server, check_shim
-from pointbook_cli.doctor.settings import check_keys, check_settings, load_valid
+from pointbook_cli.doctor.settings import check_keys, check_settings, is_shim_alone, load_valid
 from pointbook_cli.doctor.tls import check_tls
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings
@@ -21,5 +21,8 @@ async def run_checks(environment: Mapping[str, str], silent_hours: float) -> lis
     database, server_finding, shim_finding = await asyncio.gather(
         check_database(server, silent_hours), asyncio.to_thread(check_server), asyncio.to_thread(check_shim)
     )
-    first = [*check_settings(environment), *check_keys(server), *check_tls(server, shim)]
-    return [*first, *database, server_finding, shim_finding]
+    settings = list(check_settings(environment))
+    is_valid = all(finding.level is Level.OK for finding in settings)
+    keys = [unchecked("keys", "no server is set up here")] if is_shim_alone(environment) else check_keys(server)
+    tls = check_tls(server, shim, is_valid=is_valid)
+    return [*settings, *keys, *tls, *database, server_finding, shim_finding]

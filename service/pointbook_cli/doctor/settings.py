@@ -8,19 +8,29 @@ from pydantic_settings import BaseSettings
 
 from pointbook_cli.doctor.findings import Finding, Page, ok, problem, unchecked, warning
 from pointbook_cli.settings_checks import settings_problems
+from pointbook_common.secret_files import FILE_SUFFIX
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings
 
 DISTINCT_BYTES_MIN = 16
 """The fewest different bytes of a random key: 32 random bytes have fewer once in more than 10^12 keys."""
 PRINTABLE = range(0x20, 0x7F)
+OF_SHIM = {"POINTBOOK_SHOPLINE_SECRETS", "POINTBOOK_SHOPLINE_ENDPOINTS"}
+OF_SERVER = {"POINTBOOK_DATABASE_URL", "POINTBOOK_CODE_KEYS", "POINTBOOK_QUARANTINE_KEYS"}
 
 S = TypeVar("S", bound=BaseSettings)
 
 
+def is_shim_alone(environment: Mapping[str, str]) -> bool:
+    """Return whether a shim is set up here, and no database or keys of a server."""
+    given = {name.upper().removesuffix(FILE_SUFFIX) for name, value in environment.items() if value}
+    return not given.isdisjoint(OF_SHIM) and given.isdisjoint(OF_SERVER)
+
+
 def check_settings(environment: Mapping[str, str]) -> Iterator[Finding]:
     """Yield every problem of the settings of server and shim."""
-    problems = settings_problems((ServerSettings, ShimSettings), environment, required=["database_url"], overrides={})
+    required = [] if is_shim_alone(environment) else ["database_url"]
+    problems = settings_problems((ServerSettings, ShimSettings), environment, required=required, overrides={})
     for text in problems:
         yield problem("settings", text, "set, correct or remove the variable", Page.SETTINGS)
     if not problems:

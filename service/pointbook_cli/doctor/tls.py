@@ -40,17 +40,18 @@ class Endpoint(NamedTuple):
     ca_noun: str = "CA"
 
 
-def check_tls(server: ServerSettings | None, shim: ShimSettings | None) -> Iterator[Finding]:
-    """Check every certificate that the settings name."""
-    if server is None and shim is None:
-        yield unchecked("tls", "the settings are wrong")
-        return
+def check_tls(server: ServerSettings | None, shim: ShimSettings | None, *, is_valid: bool = True) -> Iterator[Finding]:
+    """Check every certificate that the settings name.
+
+    Settings that are not valid may be replaced by defaults, and so may name more than is known here.
+    """
     endpoints = [*(_server_endpoints(server) if server else ()), *(_shim_endpoints(shim) if shim else ())]
     used = [each for each in endpoints if each.files != TlsFiles()]
     for endpoint in used:
         yield from _check_endpoint(endpoint)
     if not used:
-        yield ok("tls", "no certificates are set: plaintext")
+        plaintext = ok("tls", "no certificates are set: plaintext")
+        yield plaintext if is_valid else unchecked("tls", "the settings are wrong")
 
 
 def _server_endpoints(settings: ServerSettings) -> Iterator[Endpoint]:
