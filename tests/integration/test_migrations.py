@@ -151,16 +151,18 @@ async def test_concurrent_migrations_wait_for_each_other(empty_url: str) -> None
 
 async def test_migration_waits_for_another_process(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No transaction stays open meanwhile: the build of an index would wait for it."""
-    polls = record_polls(monkeypatch)
+    polls, reports = record_polls(monkeypatch), list[str]()
     async with connected(empty_url) as other:
         await other.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
-        migrating = asyncio.create_task(migrate(empty_url))
+        pid = await other.fetchval("SELECT pg_backend_pid()")
+        migrating = asyncio.create_task(migrate(empty_url, report=reports.append))
         await until(lambda: len(polls) > 1)
         has_started = migrating.done() or await other.fetchval("SELECT to_regclass('stores') IS NOT NULL")
         open_transactions = await other.fetchval(OTHER_TRANSACTIONS)
         await other.execute("SELECT pg_advisory_unlock($1)", LOCK_KEY)
         await migrating
 
+    assert reports == [f"waits for another migration of this database, process {pid} of PostgreSQL"]
     assert not has_started
     assert open_transactions == 0
     assert await fit_of(empty_url) is Fit.CURRENT

@@ -51,6 +51,11 @@ _STORED = text("SELECT version_num, to_jsonb(v) ->> 'compatible_from' AS compati
 _PROMISE = text("UPDATE alembic_version SET compatible_from = :number")
 _UPDATE = text("UPDATE alembic_version SET version_num = :number")
 _INSERT = text("INSERT INTO alembic_version (version_num) VALUES (:number)")
+_MIGRATING_PROCESS = text("""
+    SELECT pid FROM pg_locks
+    WHERE locktype = 'advisory' AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = :key AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+""")
 _OLDEST_TRANSACTION = text("""
     SELECT pid, application_name, extract(epoch FROM clock_timestamp() - xact_start)::bigint AS seconds
     FROM pg_stat_activity
@@ -80,14 +85,15 @@ async def migrate(
     """Apply the revisions that a database lacks, by default those of this release.
 
     Returns the database's revision before and after. A newer database that this release can use stays as it is. If a
-    revision fails, the earlier ones stay applied. `report` is called with one line for each attempt that got no lock.
+    revision fails, the earlier ones stay applied. `report` is called with one line for each attempt that got no lock,
+    and if another process migrates the database.
 
     Raises DATABASE_UNAVAILABLE; MigrationError if a revision gets no lock for `lock_wait_seconds`, if it takes away
     what servers may still use and they are not `offline`, or if the database is newer and this release cannot use it;
     CitusError if the tables are distributed but not `on_citus`: new tables would stay on one node.
     """
     revisions = all_revisions() if revisions is None else revisions
-    async with _exclusive_connection(url) as connection:
+    async with _exclusive_connection(url, report) as connection:
         stored = await connection.run_sync(_in_transaction, _read_stored)
         pending = _plan(stored, revisions, offline=offline)
         is_distributed = await connection.run_sync(_in_transaction, citus.is_distributed)
@@ -159,15 +165,20 @@ async def _connection(url: str) -> AsyncIterator[AsyncConnection]:
 
 
 @asynccontextmanager
-async def _exclusive_connection(url: str) -> AsyncIterator[AsyncConnection]:
+async def _exclusive_connection(
+    url: str, report: Callable[[str], None] = lambda _line: None
+) -> AsyncIterator[AsyncConnection]:
     """Open the connection that only one migrating process has at a time.
 
-    The wait for it has no limit. The lock belongs to the session, and the wait is a poll: an index that is built while
+    The wait for it has no limit, and is reported, since a process that was killed has its lock until its last
+    statement ends. The lock belongs to the session, and the wait is a poll: an index that is built while
     writes continue waits for all transactions that are older than it, and so for one that waits for the lock.
     """
     async with _connection(url) as connection:
-        while not await connection.run_sync(_in_transaction, _try_lock):  # noqa: ASYNC110 - nothing sets an event
-            await asyncio.sleep(POLL_SECONDS)
+        if not await connection.run_sync(_in_transaction, _try_lock):
+            report(await connection.run_sync(_in_transaction, _describe_migrating_process))
+            while not await connection.run_sync(_in_transaction, _try_lock):  # noqa: ASYNC110 - nothing sets an event
+                await asyncio.sleep(POLL_SECONDS)
         yield connection
 
 
@@ -249,6 +260,12 @@ def _lift_limits(connection: Connection) -> None:
 
 def _try_lock(connection: Connection) -> bool:
     return bool(connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": LOCK_KEY}))
+
+
+def _describe_migrating_process(connection: Connection) -> str:
+    pid = connection.scalar(_MIGRATING_PROCESS, {"key": LOCK_KEY})
+    holder = f", process {pid} of PostgreSQL" if pid else ""
+    return f"waits for another migration of this database{holder}"
 
 
 def _read_stored(connection: Connection) -> StoredRevision:
