@@ -16,8 +16,8 @@ from pointbook_server.validation_codes.report import CodeEvents
 
 Cell = int | Decimal | str | None
 """A value of a report; None where a column has no meaning."""
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""The characters by which spreadsheets recognize a formula."""
+FORMULA_STARTS = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20")
+"""The characters by which spreadsheets recognize a formula, also in the full width of East Asian texts."""
 
 
 @dataclass(frozen=True, slots=True)
