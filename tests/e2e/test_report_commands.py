@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from support.clients import Client
 from support.clocks import at
 from support.codes import CODE_SETTINGS, guess_code, issue_and_read_code
-from support.processes import one_line, pointbook
+from support.processes import POINTBOOK, clean_environment, finish, one_line, pointbook
 from support.redemption import earn, redeem, redeem_request
 from support.servers import Service
 from support.shops import Shop
@@ -81,6 +82,16 @@ async def test_a_text_that_is_a_formula_is_defused(service: Service, shop: Shop)
 
     assert row[:3] == ["1", f"'{FORMULA}", "2026-05"]
     assert row[4:8] == ["1", "30", "0.30", "USD"]
+
+
+async def test_csv_is_utf_8_in_every_locale(service: Service, shop: Shop) -> None:
+    await service.client.put_program(shop.merchant_id, shop.store_id, criteria={}, display_name="積分")
+    environment = clean_environment({"DATABASE_URL": service.database_url}) | {"PYTHONIOENCODING": "latin-1"}
+    command = (sys.executable, POINTBOOK, "report", "redemptions", "--merchant", shop.merchant_id, "--csv")
+    finished = await finish(*command, environment=environment)
+
+    assert (finished.exit_code, finished.err) == (0, "")
+    assert finished.out.splitlines()[1].startswith("1,積分,")
 
 
 async def test_codes_are_reported_by_day_and_outcome(service: Service, shop: Shop, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """`pointbook report`: points, redemptions and one-time codes of a merchant."""
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from datetime import date, datetime
 from pathlib import Path
@@ -25,6 +24,8 @@ TimeZoneOption = Annotated[
 ]
 CsvOption = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 OutputOption = Annotated[Path | None, typer.Option("--output", help="Write to this file, as CSV.")]
+
+STANDARD_OUTPUT = 1
 
 app = typer.Typer(
     help="Report on a merchant, from one unchanging state of the database in the settings.", no_args_is_help=True
@@ -111,6 +112,8 @@ def _report(read: Callable[[str, Any], Awaitable[Any]], query: Any, *, as_csv: b
         with output.open("w", encoding="utf-8", newline="") as file:
             write_csv(table, file)
     elif as_csv:
-        write_csv(table, sys.stdout)
+        # UTF-8 as in a file: the encoding of the locale may lack letters of names.
+        with open(STANDARD_OUTPUT, "w", encoding="utf-8", newline="", closefd=False) as file:
+            write_csv(table, file)
     else:
         print_table(table)
