@@ -122,7 +122,7 @@ class _Check:
     def find_problems(self) -> Iterator[str]:
         """Yield the problems of the revision, and extend the history."""
         altered = {
-            each.relation.relname for each in self._statements if is_node(each, ast.AlterTableStmt)
+            each.relation.relname for each in self._statements if is_node(each, ast.AlterTableStmt, ast.CreateTrigStmt)
         } - self._created
         if len(altered) > 1:
             yield f"locks several tables: {', '.join(sorted(altered))}"

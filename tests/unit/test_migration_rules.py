@@ -182,6 +182,8 @@ def test_one_migration_locks_one_table() -> None:
     statements = [f"ALTER TABLE {name} ADD COLUMN note text" for name in ("stores", "programs")]
 
     assert problems_of(revision(*statements)) == ["locks several tables: programs, stores"]
+    statements[1] = "CREATE TRIGGER t BEFORE DELETE ON programs EXECUTE FUNCTION f()"
+    assert problems_of(revision(*statements)) == ["locks several tables: programs, stores"]
 
 
 def test_steps_that_commit_one_by_one_can_be_repeated() -> None:
