@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from time import monotonic
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -39,6 +40,29 @@ def exposition_of(registry: CollectorRegistry) -> Callable[[], Awaitable[bytes]]
     return expose
 
 
+class SharedExposition:
+    """A text that concurrent scrapes share, so that many cost no more than two.
+
+    Each scrape gets a text that was begun after the scrape.
+    """
+
+    def __init__(self, expose: Callable[[], Awaitable[bytes]]) -> None:
+        self._expose = expose
+        self._lock = asyncio.Lock()
+        self._text = b""
+        self._begun_at = float("-inf")
+
+    async def read(self) -> bytes:
+        """Return the text."""
+        arrived_at = monotonic()
+        async with self._lock:
+            if self._begun_at < arrived_at:
+                begun_at = monotonic()
+                self._text = await self._expose()
+                self._begun_at = begun_at
+            return self._text
+
+
 class MetricsEndpoint:
     """Serves `GET /metrics` on a listening socket and its own thread.
 
@@ -50,7 +74,7 @@ class MetricsEndpoint:
 
     def __init__(self, expose: Callable[[], Awaitable[bytes]], listener: socket.socket) -> None:
         self.port: int = listener.getsockname()[1]
-        self._expose = expose
+        self._exposition = SharedExposition(expose)
         self._connections: dict[asyncio.StreamWriter, None] = {}
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -107,7 +131,7 @@ class MetricsEndpoint:
             return _response(HTTPStatus.NOT_FOUND)
         if method not in {b"GET", b"HEAD"}:
             return _response(HTTPStatus.METHOD_NOT_ALLOWED, "Allow: GET, HEAD")
-        body = await self._expose()
+        body = await self._exposition.read()
         response = _response(HTTPStatus.OK, f"Content-Type: {CONTENT_TYPE_PLAIN_0_0_4}", body)
         return response if method == b"GET" else response.removesuffix(body)
 

@@ -1,5 +1,6 @@
 """The metrics endpoint: counters of codes, and robustness against clients."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -20,6 +21,7 @@ from support.http_clients import http_client
 from support.redemption import earn
 from support.servers import Service, server_settings
 from support.shops import Shop
+from support.waiting import until
 
 
 @pytest.fixture
@@ -94,7 +96,12 @@ def connect(endpoint: MetricsEndpoint, sent: bytes = b"") -> socket.socket:
 def raw(endpoint: MetricsEndpoint, request: bytes) -> bytes:
     """Send a request, and return all bytes until the connection is closed."""
     with connect(endpoint, request) as client:
-        return b"".join(iter(lambda: client.recv(65_536), b""))
+        return rest_of(client)
+
+
+def rest_of(client: socket.socket) -> bytes:
+    """Return all bytes until the connection is closed."""
+    return b"".join(iter(lambda: client.recv(65_536), b""))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +166,35 @@ def test_unread_response_times_out(endpoint: MetricsEndpoint, monkeypatch: pytes
         time.sleep(1.0)
         received = sum(map(len, iter(lambda: client.recv(1_000_000), b"")))
     assert received < 50_000_000
+
+
+async def test_concurrent_scrapes_share_their_text() -> None:
+    """Each gets one that was begun after its request, so two texts are enough."""
+    begun, may_end = 0, threading.Event()
+
+    async def expose() -> bytes:
+        nonlocal begun
+        begun += 1
+        number = begun
+        await asyncio.to_thread(may_end.wait)
+        return b"%d" % number
+
+    def scrape(endpoint: MetricsEndpoint) -> bytes:
+        return raw(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n").rpartition(b"\r\n")[2]
+
+    with listen("ADDRESS", "127.0.0.1:0") as listener:
+        endpoint = MetricsEndpoint(expose, listener)
+        first = asyncio.create_task(asyncio.to_thread(scrape, endpoint))
+        await until(lambda: begun == 1)
+        clients = [connect(endpoint, b"GET /metrics HTTP/1.1\r\n\r\n") for _ in range(50)]
+        await until(lambda: len(endpoint._connections) == 51)
+        may_end.set()
+        assert await first == b"1"
+        for client in clients:
+            with client:
+                assert (await asyncio.to_thread(rest_of, client)).endswith(b"\r\n2")
+        endpoint.close()
+    assert begun == 2
 
 
 async def test_blocked_event_loop_does_not_block_the_endpoint(endpoint: MetricsEndpoint) -> None:

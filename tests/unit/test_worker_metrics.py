@@ -108,6 +108,25 @@ async def test_a_scrape_does_not_wait_for_a_worker_that_is_being_replaced(served
     assert samples(text, "pointbook_worker_ends_total") == {"0": 1, "1": 0}
 
 
+async def test_a_worker_that_ends_within_its_response_is_left_out(served: tuple[WorkerMetrics, str]) -> None:
+    """Its last line may be half of a number, or half of a label."""
+    metrics, url = served
+    (descriptor,) = metrics.inherited_by(0)
+    (other,) = metrics.inherited_by(1)
+    endpoint = MetricsEndpoint(exposition_of(registry_of(7)), socket.socket(fileno=socket.dup(other)))
+
+    async def end_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n# TYPE calls counter\ncalls_total 12")
+        writer.close()
+
+    async with await asyncio.start_server(end_early, sock=socket.socket(fileno=socket.dup(descriptor))):
+        text = await read(url)
+    endpoint.close()
+
+    assert samples(text, "calls_total") == {"1": 7}
+
+
 def test_a_worker_that_was_stopped_has_not_ended_by_itself() -> None:
     metrics = WorkerMetrics(1)
     metrics.worker_ended(0, was_stopped=True)

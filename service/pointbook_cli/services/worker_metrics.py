@@ -110,7 +110,7 @@ def merge(texts: Iterable[tuple[int, str]]) -> list[Metric]:
 
 
 async def _read(listener: socket.socket) -> str:
-    """Return the text that a worker serves; empty if it does not respond."""
+    """Return the text that a worker serves; empty if it does not respond, or ends within its response."""
     try:
         async with asyncio.timeout(READ_SECONDS_MAX):
             reader, writer = await asyncio.open_connection(*listener.getsockname())
@@ -122,4 +122,6 @@ async def _read(listener: socket.socket) -> str:
     except (OSError, TimeoutError):
         return ""
     head, _, body = response.partition(b"\r\n\r\n")
-    return body.decode() if b" 200 " in head.partition(b"\r\n")[0] else ""
+    first, *fields = head.split(b"\r\n")
+    is_complete = b"Content-Length: %d" % len(body) in fields
+    return body.decode() if b" 200 " in first and is_complete else ""
