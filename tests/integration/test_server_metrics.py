@@ -86,6 +86,28 @@ async def test_cancelled_and_unknown_calls_are_counted(measured: Measured, shop:
     assert measured.value("grpc_calls_running") == 0
 
 
+async def test_a_call_that_ends_at_its_callers_deadline_is_no_cancelled_one(
+    measured: Measured, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a server that is too slow for all its callers would meet its objective: cancelled calls do not count."""
+    hangs = asyncio.Event()
+
+    async def hang(*_: object) -> list[Any]:
+        await hangs.wait()
+        return []
+
+    monkeypatch.setattr(measured.server.services.points_batcher, "_send", hang)
+    request = points_pb2.ApplyPointsUpdateRequest(update=shop.update())
+    calls = [measured.client.points.ApplyPointsUpdate(request, timeout=1 + number / 100) for number in range(20)]
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert {end.code() for end in ends if isinstance(end, grpc.aio.AioRpcError)} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    await until(lambda: measured.value("grpc_calls_running") == 0)
+    hangs.set()
+
+    late = {"method": APPLY, "code": "DEADLINE_EXCEEDED", "reason": "DEADLINE_EXCEEDED"}
+    assert measured.value("grpc_call_errors_total", **late) == 20
+
+
 async def test_batches_are_measured_by_kind(measured: Measured, shop: Shop) -> None:
     await asyncio.gather(*(measured.client.apply(shop.update(f"buyer-{number}")) for number in range(30)))
     await measured.client.account(shop.merchant_id, shop.store_id, "buyer-1")

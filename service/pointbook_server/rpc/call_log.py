@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 OK = Outcome(grpc.StatusCode.OK.name, "")
 CANCELLED = Outcome(grpc.StatusCode.CANCELLED.name, "CANCELLED")
-"""The caller has cancelled the call or disconnected, or the server is stopping."""
+"""The caller has cancelled the call before its deadline or disconnected, or the server is stopping."""
 UNKNOWN_METHOD = Outcome(grpc.StatusCode.UNIMPLEMENTED.name, "UNKNOWN_METHOD")
 OUTCOMES = {reason: Outcome(spec.grpc_code, reason.value) for reason, spec in REASONS.items()}
 """The outcomes of calls that end with an error, by its reason."""

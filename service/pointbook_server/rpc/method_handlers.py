@@ -31,6 +31,8 @@ REQUEST_SECONDS_MAX = 10.0
 """How long the request of an authenticated caller may take to arrive: 1 MiB at just under 1 Mbit/s."""
 PACED_CODES = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED})
 """The refusals that callers without a valid token can repeat at will: an invalid token, or too many token look-ups."""
+DEADLINE_FRACTION = 0.95
+"""A call that is cancelled after this part of its time has reached its deadline: gRPC rounds it up, by 1 % at most."""
 
 TRACE_HEADERS = frozenset({"traceparent", "tracestate"})
 """The W3C context of a caller. Source: https://www.w3.org/TR/trace-context/"""
@@ -123,13 +125,13 @@ class MethodHandlers(grpc.GenericRpcHandler):
             record = CallRecord(method, request_id, now)
             current_call.set(record)
             remaining = context.time_remaining()
-            seconds = self._deadline_seconds
-            self._running_calls.add(task, now + (seconds if remaining is None else min(remaining, seconds)))
+            seconds = self._deadline_seconds if remaining is None else min(remaining, self._deadline_seconds)
+            self._running_calls.add(task, now + seconds)
             outcome = OK
             try:
                 return await respond(bearer, context, task)
             except BaseException as raised:  # noqa: BLE001 - what is not an error of the call is raised again
-                outcome = UNKNOWN_METHOD if isinstance(raised, grpc.aio.AbortError) else CANCELLED
+                outcome = UNKNOWN_METHOD if isinstance(raised, grpc.aio.AbortError) else _abandoned(now, seconds)
                 error = self._to_error(raised, task, request_id)
                 self._running_calls.lift_deadline(task)
                 try:
@@ -245,6 +247,15 @@ class MethodHandlers(grpc.GenericRpcHandler):
         if current_principal.get(None) is None and grpc_code(error.reason) in PACED_CODES:
             await self._pacer.wait()
         await abort(context, error, request_id)
+
+
+def _abandoned(started_at: float, seconds: float) -> Outcome:
+    """Return the outcome of a call whose caller waits no longer: at its deadline after `seconds`, or before.
+
+    At the deadline of a caller, gRPC cancels the call, mostly before this server does.
+    """
+    is_late = monotonic() - started_at >= DEADLINE_FRACTION * seconds
+    return OUTCOMES[Reason.DEADLINE_EXCEEDED] if is_late else CANCELLED
 
 
 def _start_span(tracing: Tracing, context: Any) -> None:
