@@ -32,9 +32,10 @@ from pointbook_server.db.clock_skew import ServerClock
 from pointbook_server.db.database import Database
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.ledger.account_repository import AccountRepository
+from pointbook_server.ledger.messages import SCENE_NAMES
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.transactions import LedgerTransactions
-from pointbook_server.metrics import BatchMetrics, Metrics
+from pointbook_server.metrics import BatchMetrics, EventMetrics, Metrics
 from pointbook_server.programs.erasures.transactions import StoreErasureTransactions
 from pointbook_server.programs.model import Channel
 from pointbook_server.programs.servicer import ProgramsServicer
@@ -102,7 +103,10 @@ class Services:
         programs = ProgramTransactions(database, self.quarantine)
         challenges = ValidationCodeTransactions(database)
         redemptions = RedemptionTransactions(database, programs, AccountRepository, CustomerRepository, challenges)
-        self.ledger = LedgerTransactions(database, redemptions, metrics, register_stores=development)
+        events = EventMetrics(metrics, SCENE_NAMES.values())
+        self.ledger = LedgerTransactions(
+            database, redemptions, metrics, count_event=events.count, register_stores=development
+        )
         self.webhook_times = WebhookTimes(database, metrics)
         tombstones = Tombstones(list(settings.code_key_bytes().values()))
         customers = CustomerTransactions(database, self.quarantine, challenges, tombstones, register_stores=development)
@@ -138,6 +142,7 @@ class Services:
             clock,
             grpc_code=grpc_code,
             metrics=metrics,
+            events=events,
             webhook_times=self.webhook_times,
         )
         timeline = Timeline(self._points, RedemptionHistory(database), self.codes, self.refusals)

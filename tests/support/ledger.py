@@ -29,7 +29,7 @@ def ledger_transactions(database: Database) -> LedgerTransactions:
         CustomerRepository,
         ValidationCodeTransactions(database),
     )
-    return LedgerTransactions(database, redemptions, Metrics())
+    return LedgerTransactions(database, redemptions, Metrics(), count_event=lambda _scene, _outcome: None)
 
 
 _ACCOUNTS, _CHECKPOINTS, _ENTRIES = (

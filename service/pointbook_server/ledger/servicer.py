@@ -66,6 +66,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         *,
         grpc_code: Callable[[Reason], grpc.StatusCode],
         metrics: Metrics,
+        events: EventMetrics,
         webhook_times: WebhookTimes,
     ) -> None:
         self._ledger = ledger
@@ -74,7 +75,7 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
         self._clock = clock
         self._grpc_code = grpc_code
         self._metrics = metrics
-        self._events = EventMetrics(metrics, messages.SCENE_NAMES.values())
+        self._events = events
         self._webhook_times = webhook_times
 
     async def ApplyPointsUpdate(
@@ -140,12 +141,11 @@ class PointsServicer(points_pb2_grpc.PointsServiceServicer):
     def _update_response(
         self, update: points_pb2.PointsUpdate, result: ApplyResult, now_ms: int
     ) -> points_pb2.ApplyPointsUpdateResponse:
-        """Count an update, and build the response to it, without the account.
+        """Build the response to an update, without the account.
 
         A duplicate that another webhook delivered is counted and logged.
         Source: docs/reference/ledger.md#indistinguishable-events.
         """
-        self._events.count(result.entry.event.scene, result.outcome.value)
         if update.webhook.webhook_id:
             self._webhook_times.note(update.merchant_id, update.store_id, now_ms)
         if result.entry_webhook_id:

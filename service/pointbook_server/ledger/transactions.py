@@ -1,6 +1,6 @@
 """The transactions of the ledger."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -41,15 +41,23 @@ NO_ACCOUNT = Account()
 class LedgerTransactions:
     """The transactions that read and write accounts and entries.
 
-    `register_stores` registers unknown stores for the merchant that first sends an event; only `pointbook dev` sets it.
+    `count_event` gets the scene and the outcome of each event whose transaction has committed. `register_stores`
+    registers unknown stores for the merchant that first sends an event; only `pointbook dev` sets it.
     """
 
     def __init__(
-        self, database: Database, redemptions: Redemptions, metrics: Metrics, *, register_stores: bool = False
+        self,
+        database: Database,
+        redemptions: Redemptions,
+        metrics: Metrics,
+        *,
+        count_event: Callable[[str, str], None],
+        register_stores: bool = False,
     ) -> None:
         self._database = database
         self._metrics = metrics
         self._redemptions = redemptions
+        self._count_event = count_event
         self._register_stores = register_stores
         self._account_batcher: Batcher[str, AccountKey, Account] = Batcher(
             self._read_accounts,
@@ -74,10 +82,10 @@ class LedgerTransactions:
                 async with self._database.autocommit() as connection:
                     (results,) = await apply_directly(connection, [event_batch])
                 if results is not None:
-                    return results
+                    return self._counted(results)
         results = await self._database.transaction(event_batch.apply, planned_once=True)
         self._contended.add(merchant_id, event_batch.overtaken_keys, event_batch.received_at_ms)
-        return results
+        return self._counted(results)
 
     def may_apply_merchants(self) -> bool:
         """Return whether one statement can concern several merchants.
@@ -100,7 +108,18 @@ class LedgerTransactions:
             if not self.may_apply_merchants():  # known only now if this is the first connection
                 return {}
             applied = await apply_directly(connection, event_batches)
-        return {batch.merchant_id: results for batch, results in zip(event_batches, applied, strict=True) if results}
+        pairs = zip(event_batches, applied, strict=True)
+        return {batch.merchant_id: self._counted(results) for batch, results in pairs if results}
+
+    def _counted(self, results: list[ApplyResult | PointbookError]) -> list[ApplyResult | PointbookError]:
+        """Count the results of a committed batch, and return them.
+
+        Not where they are awaited, because an event is applied even if its caller has been cancelled.
+        """
+        for result in results:
+            if isinstance(result, ApplyResult):
+                self._count_event(result.entry.event.scene, result.outcome.value)
+        return results
 
     def _new_batch(self, merchant_id: str, batch: Sequence[ReceivedEvent]) -> EventBatch:
         return EventBatch(merchant_id, batch, self._redemptions, register_stores=self._register_stores)
