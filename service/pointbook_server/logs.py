@@ -22,9 +22,15 @@ class CallRecord:
     started_at: float
     """By the monotonic clock."""
     queue_seconds: float = 0.0
-    """How long its items have waited for batches."""
+    """How long its items have waited for batches; a time in which several waited counts once."""
     span: Span | None = None
     """The span of the call, if it is traced."""
+    _waited_until: float = 0.0
+
+    def add_wait(self, since: float, until: float) -> None:
+        """Add a wait that ended just now, between times of the monotonic clock."""
+        self.queue_seconds += until - max(since, self._waited_until)
+        self._waited_until = until
 
 
 current_call: ContextVar[CallRecord | None] = ContextVar("current_call", default=None)

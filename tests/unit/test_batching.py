@@ -1,12 +1,13 @@
 """The Batcher: batches, their order and limits, and the result of each item."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 from pointbook_server.errors import PointbookError
+from pointbook_server.logs import CallRecord, current_call
 from pointbook_server.reasons import Reason
 from pointbook_server.rpc import batching
 from pointbook_server.rpc.batching import QUIET_SECONDS, WAIT_SECONDS_MAX, WAIT_SIZE, Batcher
@@ -594,7 +595,7 @@ class TogetherSender:
 
 def new_merging_batcher(
     sender: Sender,
-    together: TogetherSender,
+    together: Callable[[Mapping[str, Sequence[str]]], Awaitable[dict[str, list[str | PointbookError]]]],
     *,
     batch_max: int = 10,
     max_concurrent_batches: int = 1,
@@ -609,6 +610,43 @@ def new_merging_batcher(
         send_together=together,
         may_send_together=lambda: may_send_together,
     )
+
+
+async def test_waits_of_a_call_count_once(clock: StoppedClock) -> None:
+    """Its 4 items waited 1 s for the first batch, and 2 of them another one for the second."""
+    sender = Sender(is_open=False)
+    batcher = new_batcher(sender, batch_max=2)
+    batcher.submit("a", ["earlier"])
+    await settle()
+    call = CallRecord("PointsService/BatchApplyPointsUpdates", "id", clock.now)
+    current_call.set(call)
+    results = batcher.submit("a", ["1", "2", "3", "4"])
+    gate = sender.gates["a"]
+
+    for number in (1, 2):
+        clock.now += 1
+        gate.set()
+        sender.gates["a"] = next_gate = asyncio.Event()
+        await settle()
+        assert call.queue_seconds == number
+        gate = next_gate
+
+    gate.set()
+    assert await asyncio.gather(*results) == ["a:1", "a:2", "a:3", "a:4"]
+
+
+async def test_the_failure_to_send_together_is_no_wait(clock: StoppedClock) -> None:
+    async def fail_slowly(_batches: Mapping[str, Sequence[str]]) -> dict[str, list[str | PointbookError]]:
+        clock.now += 1
+        raise error()
+
+    batcher = new_merging_batcher(Sender(), fail_slowly)
+    call = CallRecord("PointsService/ApplyPointsUpdate", "id", clock.now)
+    current_call.set(call)
+
+    await asyncio.gather(*batcher.submit("a", ["1"]), *batcher.submit("b", ["2"]))
+
+    assert call.queue_seconds == 0
 
 
 async def test_waiting_keys_are_sent_together() -> None:

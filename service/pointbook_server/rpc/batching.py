@@ -278,6 +278,9 @@ class Batcher(Generic[K, I, R]):
     def _requeue(self, key: K, batch: list[_QueuedItem[I, R]]) -> None:
         """Return a batch to the start of its key's queue, to be sent separately."""
         if batch:
+            now = monotonic()
+            for queued in batch:
+                queued.queued_at = now
             self._queues[key] = deque([*batch, *self._queues.get(key, ())])
             self._count += len(batch)
             self._separate_keys.add(key)
@@ -359,11 +362,9 @@ def _end_waits(batches: Iterable[Sequence[_QueuedItem[I, R]]]) -> tuple[int, flo
     for batch in batches:
         size += len(batch)
         for queued in batch:
-            wait_seconds = now - queued.queued_at
-            queued.queued_at = now
+            longest = max(longest, now - queued.queued_at)
             if queued.record is not None:
-                queued.record.queue_seconds += wait_seconds
-            longest = max(longest, wait_seconds)
+                queued.record.add_wait(queued.queued_at, now)
     return size, longest
 
 
