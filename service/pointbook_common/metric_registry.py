@@ -3,7 +3,7 @@
 import asyncio
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from time import monotonic
@@ -13,10 +13,12 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     Summary,
     disable_created_metrics,
 )
+from prometheus_client.core import GaugeMetricFamily
 
 # They would double the number of series, for times that `up` and `process_start_time_seconds` show.
 disable_created_metrics()  # type: ignore[no-untyped-call] # the library does not type it
@@ -35,6 +37,27 @@ class MetricDefinition:
     kind: str
     labels: tuple[str, ...]
     documentation: str
+
+
+class GaugeTable:
+    """A gauge whose values are all replaced at once, so that a scrape in another thread finds all or none of them."""
+
+    def __init__(self, name: str, documentation: str, labels: Sequence[str]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._labels = labels
+        self._values: Mapping[tuple[str, ...], float] = {}
+
+    def replace(self, values: Mapping[tuple[str, ...], float]) -> None:
+        """Replace all values, which are given by the values of their labels."""
+        self._values = values
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the family of this gauge. The registry calls this."""
+        family = GaugeMetricFamily(self._name, self._documentation, labels=self._labels)
+        for labels, value in self._values.items():
+            family.add_metric(labels, value)
+        return [family]
 
 
 class MetricRegistry:
@@ -68,6 +91,12 @@ class MetricRegistry:
         if not labels:
             gauge.set(math.nan)
         return gauge
+
+    def gauge_table(self, name: str, documentation: str, *labels: str) -> GaugeTable:
+        """Return a new gauge whose values are read from the database."""
+        table = GaugeTable(self._define(name, "gauge", labels, documentation), documentation, labels)
+        self.registry.register(table)
+        return table
 
     def histogram(
         self, name: str, documentation: str, *labels: str, buckets: Sequence[float] = SECONDS_BUCKETS

@@ -100,13 +100,13 @@ class Metrics:
             "duplicates_with_other_webhook_id",
             "Points updates that are already in the ledger, received again under another webhook id.",
         )
-        self.drifting_accounts = new.gauge(
+        self.drifting_accounts = new.gauge_table(
             "drifting_accounts", "Accounts with a drift, by merchant; the merchants with the most.", "merchant_id"
         )
-        self.drift_points = new.gauge(
+        self.drift_points = new.gauge_table(
             "drift_points", "Sum of the absolute drifts of accounts, by merchant; as above.", "merchant_id"
         )
-        self.store_last_webhook = new.gauge(
+        self.store_last_webhook = new.gauge_table(
             "store_last_webhook_timestamp_seconds",
             "When a webhook of a store was last accepted; the stores that have been silent the longest in 30 days.",
             "merchant_id",
@@ -120,7 +120,7 @@ class Metrics:
             "Used share of the limit that is nearest: of webhooks or bytes, of a merchant, of the shared or of all "
             "quarantines.",
         )
-        self.quarantine_reasons = new.gauge(
+        self.quarantine_reasons = new.gauge_table(
             "quarantine_webhooks_by_reason",
             "Webhooks in all quarantines that wait for a decision, by reason.",
             "reason",

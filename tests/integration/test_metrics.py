@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 
 from pointbook_common import metrics_endpoint
+from pointbook_common.metric_registry import MetricRegistry
 from pointbook_common.metrics_endpoint import MetricsEndpoint, exposition_of, listen
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs.model import Channel
@@ -166,6 +168,28 @@ def test_unread_response_times_out(endpoint: MetricsEndpoint, monkeypatch: pytes
         time.sleep(1.0)
         received = sum(map(len, iter(lambda: client.recv(1_000_000), b"")))
     assert received < 50_000_000
+
+
+def test_a_scrape_never_finds_a_part_of_a_replaced_gauge() -> None:
+    """A merchant that vanishes for a moment would resolve its alert."""
+    registry = MetricRegistry()
+    gauge = registry.gauge_table("drift", "Drift.", "merchant_id")
+    has_ended, counts = threading.Event(), set()
+
+    def replace() -> None:
+        for number in range(300):
+            gauge.replace({(f"merchant-{merchant}",): number for merchant in range(200)})
+        has_ended.set()
+
+    replace()
+    has_ended.clear()
+    thread = threading.Thread(target=replace)
+    thread.start()
+    while not has_ended.is_set():
+        counts.add(generate_latest(registry.registry).count(b"\npointbook_drift{"))
+    thread.join()
+
+    assert counts == {200}
 
 
 async def test_concurrent_scrapes_share_their_text() -> None:

@@ -218,12 +218,8 @@ class LedgerTransactions:
     async def refresh_metrics(self, _now_ms: int) -> None:
         """Count the accounts with a drift, of the merchants with the most."""
         found = await self._database.read_planned(queries.COUNT_DRIFTING_ACCOUNTS, {"limit": MERCHANTS_SHOWN_MAX})
-        accounts, points = self._metrics.drifting_accounts, self._metrics.drift_points
-        accounts.clear()
-        points.clear()
-        for row in found:
-            accounts.labels(row.merchant_id).set(row.accounts)
-            points.labels(row.merchant_id).set(row.points)
+        self._metrics.drifting_accounts.replace({(row.merchant_id,): row.accounts for row in found})
+        self._metrics.drift_points.replace({(row.merchant_id,): row.points for row in found})
 
     async def set_void(
         self, merchant_id: str, event_ids: Sequence[str], void: Void, *, is_void: bool

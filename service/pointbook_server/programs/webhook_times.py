@@ -36,10 +36,10 @@ class WebhookTimes:
         await self.write()
         params = {"since_ms": now_ms - SHOWN_MS, "limit": STORES_SHOWN_MAX}
         rows = await self._database.read_planned(queries.LIST_SILENT_STORES, params)
-        gauge = self._metrics.store_last_webhook
-        gauge.clear()
-        for row in rows:
-            gauge.labels(row.merchant_id, row.store_id).set(row.last_webhook_at_ms / 1_000)
+        times: dict[tuple[str, ...], float] = {
+            (row.merchant_id, row.store_id): row.last_webhook_at_ms / 1_000 for row in rows
+        }
+        self._metrics.store_last_webhook.replace(times)
 
     async def write(self) -> None:
         """Write the times that were noted since the last write."""

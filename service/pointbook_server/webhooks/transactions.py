@@ -99,9 +99,7 @@ class QuarantineTransactions:
         self._metrics.quarantine_fullest_ratio.set(used_ratio)
         params = {"state": QuarantineState.QUARANTINED.value}
         rows = await self._database.read_planned(queries.COUNT_BY_REASON, params)
-        self._metrics.quarantine_reasons.clear()
-        for row in rows:
-            self._metrics.quarantine_reasons.labels(row.reason).set(row.webhooks)
+        self._metrics.quarantine_reasons.replace({(row.reason,): row.webhooks for row in rows})
         self._metrics.quarantine_oldest.set(min((row.oldest_at_ms for row in rows), default=0) / 1_000)
 
     async def proves(self, connection: Connection, merchant_id: str, store_id: str) -> bool:
