@@ -29,7 +29,7 @@ from pointbook_server.access.model import Scope
 from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.programs.model import Channel
-from pointbook_server.rpc import call_log
+from pointbook_server.rpc import call_log, method_handlers
 from pointbook_server.server import Server
 from pointbook_server.services import SERVICE_NAMES
 from support.clients import Client
@@ -43,6 +43,7 @@ from support.servers import Service, server_settings
 from support.shops import Shop
 from support.tokens import make_token, revoke_token
 from support.unique_names import unique
+from support.waiting import until
 
 FILES = (access_pb2, benefits_pb2, customers_pb2, points_pb2, programs_pb2, redemption_pb2, webhooks_pb2)
 DESCRIPTORS: dict[str, MethodDescriptor] = {
@@ -51,6 +52,7 @@ DESCRIPTORS: dict[str, MethodDescriptor] = {
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
+REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 GARBAGE = b"\xff\xff\xff"
 PAST_ACCESS = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
 every_method = pytest.mark.parametrize("method", sorted(METHODS))
@@ -298,6 +300,27 @@ async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> No
     await server.stop()
 
 
+async def test_a_malformed_request_of_reflection_is_refused(database_url: str, tokens: Tokens) -> None:
+    """A traceback of each in the log would let a caller fill it."""
+    server = Server(server_settings(reflection=True), database_url, senders={}, clock=TestClock())
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        call: Any = channel.stream_stream(REFLECT)
+        with json_logs(call_log, method_handlers) as log:
+            stream = call(iter([GARBAGE]), metadata=(("authorization", f"Bearer {tokens.everything}"),))
+            refusal = await refused(stream.read())
+            await until(lambda: '"call"' in log.getvalue())
+    await server.stop()
+    (line,) = [json.loads(line) for line in log.getvalue().splitlines() if '"call"' in line]
+    labels = {"method": REFLECT, "code": "INVALID_ARGUMENT", "reason": "INVALID_FIELDS"}
+
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS")
+    assert {name: line[name] for name in labels} == labels
+    assert line["token_id"]
+    assert '"error"' not in log.getvalue()
+    assert server.metrics.registry.get_sample_value("pointbook_grpc_call_errors_total", labels) == 1
+
+
 async def test_the_log_names_the_refused_call_of_reflection(database_url: str) -> None:
     server = Server(server_settings(reflection=True), database_url, senders={}, clock=TestClock())
     await server.start()
@@ -306,7 +329,7 @@ async def test_the_log_names_the_refused_call_of_reflection(database_url: str) -
             await reflect(channel)
     await server.stop()
     (line,) = [json.loads(line) for line in log.getvalue().splitlines() if '"call"' in line]
-    assert line["method"] == "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    assert line["method"] == REFLECT
     assert line["request_id"]
 
 

@@ -90,8 +90,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
             shown = method.removeprefix(PACKAGE)
             if handler.response_streaming:
                 self._handlers[method] = grpc.stream_stream_rpc_method_handler(
-                    self._stream(shown, handler.stream_stream),
-                    request_deserializer=handler.request_deserializer,
+                    self._stream(shown, handler.stream_stream, handler.request_deserializer),
                     response_serializer=handler.response_serializer,
                 )
             else:
@@ -185,7 +184,10 @@ class MethodHandlers(grpc.GenericRpcHandler):
         return respond
 
     def _stream(
-        self, method: str, behaviour: Callable[[Any, Any], AsyncIterator[Any]]
+        self,
+        method: str,
+        behaviour: Callable[[Any, Any], AsyncIterator[Any]],
+        deserialize: Callable[[bytes], Any] | None,
     ) -> Callable[[Any, Any], AsyncIterator[Any]]:
         """Return the handler of a method that streams its responses.
 
@@ -193,20 +195,21 @@ class MethodHandlers(grpc.GenericRpcHandler):
         """
         report = self._reporter(method)
 
-        async def stream(requests: object, context: Any) -> AsyncIterator[Any]:
+        async def stream(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
             bearer, request_id = read_headers(context.invocation_metadata())
             record = CallRecord(method, request_id, monotonic())
             current_call.set(record)
             outcome = CANCELLED
             try:
                 try:
-                    await self._authenticator.authenticate(bearer, context)
-                except PointbookError as error:
+                    current_principal.set(await self._authenticator.authenticate(bearer, context))
+                    async for response in behaviour(_parsed(requests, deserialize), context):
+                        yield response
+                    outcome = OK
+                except Exception as raised:  # noqa: BLE001 - every caller gets a status that explains its error
+                    error = raised if isinstance(raised, PointbookError) else _defect(raised, request_id)
                     outcome = OUTCOMES[error.reason]
                     await self._end(context, error, request_id)
-                async for response in behaviour(requests, context):
-                    yield response
-                outcome = OK
             finally:
                 report(record, outcome)
 
@@ -234,7 +237,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
             # The call itself was not cancelled, so its client is still waiting for a status.
             log.error("stray cancellation", exc_info=raised)
         elif isinstance(raised, Exception) and not isinstance(raised, grpc.aio.AbortError):
-            log.error("internal error", exc_info=raised)
+            return _defect(raised, request_id)
         else:
             raise raised
         return _internal_error(request_id)
@@ -283,6 +286,18 @@ def _end_span(span: Span, call: CallRecord, outcome: Outcome) -> None:
     if outcome.reason:
         attributes["pointbook.reason"] = outcome.reason
     span.end(attributes, is_error=outcome.code in SERVER_ERRORS)
+
+
+async def _parsed(requests: AsyncIterator[bytes], deserialize: Callable[[bytes], Any] | None) -> AsyncIterator[Any]:
+    """Yield the parsed requests of a stream. Raises INVALID_FIELDS."""
+    async for request in requests:
+        yield parse(deserialize, request)
+
+
+def _defect(raised: Exception, request_id: str) -> PointbookError:
+    """Log a defect, and return the error that the caller gets."""
+    log.error("internal error", exc_info=raised)
+    return _internal_error(request_id)
 
 
 def _internal_error(request_id: str) -> PointbookError:
