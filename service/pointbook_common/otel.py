@@ -78,17 +78,30 @@ class OtelTracing:
     @contextmanager
     def share(self, name: str, attributes: Attributes, calls: Iterable[Span]) -> Iterator[None]:
         """Trace work that several calls share."""
-        spans = [call.span for call in calls if isinstance(call, OtelSpan) and call.span.is_recording()]
+        spans = [call.span for call in calls if isinstance(call, OtelSpan)]
         if not spans:
             yield
             return
-        parent, *others = dict.fromkeys(spans)
+        # Without a call that is recorded, the work must not begin a trace of its own.
+        parent, *others = dict.fromkeys([span for span in spans if span.is_recording()] or spans[:1])
         links = [Link(span.get_span_context()) for span in others]
         context = trace.set_span_in_context(parent)
-        with self._tracer.start_as_current_span(name, context, attributes=attributes, links=links) as shared:
+        with self._tracer.start_as_current_span(
+            # Not its message, which may quote what a caller sent.
+            name,
+            context,
+            attributes=attributes,
+            links=links,
+            record_exception=False,
+            set_status_on_exception=False,
+        ) as shared:
             for span in others:
                 span.add_link(shared.get_span_context())
-            yield
+            try:
+                yield
+            except Exception:
+                shared.set_status(Status(StatusCode.ERROR))
+                raise
 
     def add(self, name: str, seconds: float) -> None:
         """Add work that has just ended to the current span."""

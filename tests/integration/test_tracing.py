@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,6 +190,29 @@ async def test_webhooks_that_share_a_call_are_linked_with_it(
         (shared,) = [span for span in traced.tracing.spans if request.parent and id_of(span) == request.parent.span_id]
         assert shared.parent is not None
         assert {shared.parent.span_id, *(link.context.span_id for link in shared.links)} <= webhooks
+
+
+def test_work_shared_by_calls_that_are_not_recorded_begins_no_trace() -> None:
+    tracing = RecordedTracing()
+    call = tracing.start_call("call", {}, {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-00"}, 0.0)
+
+    def share() -> None:
+        with tracing.share("batch", {}, [call]):
+            tracing.start_request("request", {}, None).end({}, is_error=False)
+
+    Context().run(share)  # as those who send batches do
+    assert not tracing.spans
+
+
+def test_the_span_of_shared_work_that_fails_has_no_message() -> None:
+    tracing = RecordedTracing()
+    call = tracing.start_call("call", {}, {}, 0.0)
+    with pytest.raises(ValueError, match="a caller's text"), tracing.share("batch", {}, [call]):
+        raise ValueError("a caller's text")
+    (span,) = tracing.spans
+
+    assert span.status.status_code is StatusCode.ERROR
+    assert "a caller's text" not in span.to_json()
 
 
 async def test_without_its_package_tracing_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
