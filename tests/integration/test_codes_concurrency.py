@@ -157,6 +157,27 @@ async def test_guess_of_a_cancelled_call_is_counted_in_the_metrics(service: Serv
     assert compared.get() == before + 1
 
 
+async def test_a_code_of_a_cancelled_call_is_counted_once_it_is_sent(
+    service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = service.server.metrics.issues.labels("SMS", "SENT")._value
+    before, has_begun, may_end = sent.get(), asyncio.Event(), asyncio.Event()
+
+    async def send_slowly(_message: Message) -> None:
+        has_begun.set()
+        await may_end.wait()
+
+    monkeypatch.setattr(service.outbox, "send", send_slowly)
+    call = asyncio.ensure_future(issue_code(service.client, shop, customer=customer_ref(shop, BUYERS[0])))
+    await has_begun.wait()
+    call.cancel()
+    await asyncio.wait([call])
+    await until(lambda: not service.server._admission._running)
+    may_end.set()
+
+    await until(lambda: sent.get() == before + 1)
+
+
 async def test_hanging_senders_block_neither_the_loop_nor_the_pool(
     service: Service, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from pointbook.v1 import points_pb2, programs_pb2, webhooks_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
+from pointbook_server.db import database as database_module
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.metrics import Metrics
@@ -172,6 +173,24 @@ async def test_conflicts_and_failures_of_the_database_are_counted_by_cause(datab
     assert value("database_retries_total", sqlstate="40P01") == 1
     assert value("database_retries_total", sqlstate="noticed") == 1
     assert value("database_errors_total", cause="PoolRefusalError") == 1
+
+
+async def test_the_last_conflict_is_no_retry(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database_module, "RETRY_DELAY_SECONDS", 0)
+    metrics, attempts = Metrics(), 0
+    database = Database(database_url, pool_size=1, metrics=metrics)
+
+    async def conflict(_connection: Connection) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise RetryTransactionError("40001")
+
+    with pytest.raises(RetryTransactionError):
+        await database.transaction(conflict)
+    await database.dispose()
+
+    retries = metrics.registry.get_sample_value("pointbook_database_retries_total", {"sqlstate": "40001"})
+    assert retries == attempts - 1
 
 
 async def test_updates_are_counted_by_scene_and_outcome(measured: Measured, shop: Shop) -> None:

@@ -265,14 +265,16 @@ class Database:
         With `planned_once`, its statements are planned like those that commit by themselves (PLANNED_ONCE).
         Raises TRANSACTION_CONFLICT after TRANSACTION_ATTEMPTS_MAX conflicts, and DATABASE_UNAVAILABLE.
         """
+        sqlstate = ""
         for attempt in range(TRANSACTION_ATTEMPTS_MAX):
             if attempt:
+                self._metrics.count_retry(sqlstate)
                 await asyncio.sleep(random.uniform(0, RETRY_DELAY_SECONDS * 2**attempt))  # noqa: S311 - jitter
             try:
                 with database_errors(self._note_outage):
                     return await self._run(work, "BEGIN" if planned_once else BEGIN)
             except RetryTransactionError as error:
-                self._metrics.count_retry(error.sqlstate)
+                sqlstate = error.sqlstate
         raise RetryTransactionError
 
     async def _run(self, work: Callable[[Connection], Awaitable[T]], begin: str) -> T:

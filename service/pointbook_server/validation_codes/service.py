@@ -104,17 +104,10 @@ class ValidationCodes:
         CONTACT_CHANGED, SEND_LIMIT_REACHED, DELIVERY_FAILED and KEY_NOT_CONFIGURED.
         """
         # Delivery continues if the caller is cancelled, so that its outcome is recorded.
-        task = asyncio.create_task(self._issue(subject, channel))
+        task = asyncio.create_task(self._issue_and_count(subject, channel))
         self._issue_tasks.add(task)
         task.add_done_callback(self._consume_exception)
-        try:
-            issued = await asyncio.shield(task)
-        except PointbookError as error:
-            self._metrics.issues.labels("" if channel is None else channel.value, error.reason.value).inc()
-            raise
-        outcome = Delivery.SENT.value if issued.sent else HELD
-        self._metrics.issues.labels(issued.route.channel.value, outcome).inc()
-        return issued
+        return await asyncio.shield(task)
 
     async def check(
         self, subject: ChallengeSubject, channel: Channel | None, challenge_id: str, code: str
@@ -181,6 +174,16 @@ class ValidationCodes:
         while self._issue_tasks:
             await asyncio.wait(self._issue_tasks)
         await self._batcher.drain()
+
+    async def _issue_and_count(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
+        try:
+            issued = await self._issue(subject, channel)
+        except PointbookError as error:
+            self._metrics.issues.labels("" if channel is None else channel.value, error.reason.value).inc()
+            raise
+        outcome = Delivery.SENT.value if issued.sent else HELD
+        self._metrics.issues.labels(issued.route.channel.value, outcome).inc()
+        return issued
 
     async def _issue(self, subject: ChallengeSubject, channel: Channel | None) -> IssuedChallenge:
         purpose, program, key_id = subject.purpose, subject.program, self._keys.signing_id
