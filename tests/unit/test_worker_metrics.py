@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pointbook_cli.services import worker_metrics
@@ -15,11 +15,15 @@ from pointbook_common.metrics_endpoint import MetricsEndpoint, exposition_of
 from support.http_clients import http_client
 from support.processes import free_port
 
+METHOD = 'with "quotes" {and} braces\n# HELP \x85me\na{b} \\n'
+"""A label that contains what the text consists of."""
+
 
 def registry_of(calls: int) -> CollectorRegistry:
     """Return the metrics of a worker with this number of calls."""
     registry = CollectorRegistry()
-    Counter("calls", "Calls.", ["method"], registry=registry).labels('with "quotes" {and} braces').inc(calls)
+    Counter("calls", "Calls.", ["method"], registry=registry).labels(METHOD).inc(calls)
+    Gauge("plain", "Plain.", registry=registry).set(calls)
     Histogram("seconds", "Seconds.", registry=registry, buckets=(1, 2)).observe(calls)
     return registry
 
@@ -49,15 +53,18 @@ async def read(url: str) -> str:
 
 
 def test_each_sample_gets_its_worker_as_a_label() -> None:
-    families = {
-        family.name: family
-        for family in merge((number, generate_latest(registry_of(number + 1)).decode()) for number in (0, 1))
-    }
+    text = merge((number, generate_latest(registry_of(number + 1)).decode()) for number in (0, 1))
+    names = [family.name for family in text_string_to_metric_families(text)]
+    families = {family.name: family for family in text_string_to_metric_families(text)}
 
-    assert set(families) == {"calls", "seconds"}
+    assert names == ["calls", "plain", "seconds"]
     (first, second) = families["calls"].samples
-    assert first.labels == {"method": 'with "quotes" {and} braces', "worker": "0"}
+    assert first.labels == {"method": METHOD, "worker": "0"}
     assert (first.value, second.labels["worker"], second.value) == (1, "1", 2)
+    assert [(sample.labels, sample.value) for sample in families["plain"].samples] == [
+        ({"worker": "0"}, 1),
+        ({"worker": "1"}, 2),
+    ]
     assert len(families["seconds"].samples) == 2 * 5
 
 

@@ -6,11 +6,11 @@ each scrape and adds the worker's number as a label, so a worker's series contin
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Metric, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import generate_latest
 
 from pointbook_common.metric_registry import MetricRegistry
 from pointbook_common.metrics_endpoint import PATH, MetricsEndpoint, listen
@@ -19,6 +19,9 @@ READ_SECONDS_MAX = 2.0
 """How long a worker may take to serve its metrics; Prometheus gives a scrape 10 s by default."""
 REQUEST = b"GET " + PATH + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
 WORKER = "worker"
+FAMILY = re.compile(r"^(?=# HELP )", re.MULTILINE)
+LABELLED_SAMPLE = re.compile(r"^(\w+)\{", re.MULTILINE)
+PLAIN_SAMPLE = re.compile(r"^(\w+) ", re.MULTILINE)
 
 
 class WorkerMetrics:
@@ -61,9 +64,8 @@ class WorkerMetrics:
         """Return the metrics of the serving workers as text."""
         numbers = sorted(self._serving_numbers)
         texts = await asyncio.gather(*(_read(self.listeners[number]) for number in numbers))
-        workers = CollectorRegistry()
-        workers.register(_Families(merge(zip(numbers, texts, strict=True))))
-        return generate_latest(self._registry.registry) + generate_latest(workers)
+        text = merge(zip(numbers, texts, strict=True))
+        return generate_latest(self._registry.registry) + text.encode()
 
 
 @contextlib.contextmanager
@@ -83,30 +85,20 @@ def serve_worker_metrics(name: str, address: str, count: int) -> Iterator[Worker
         yield metrics
 
 
-class _Families:
-    """A collector of given families of metrics."""
+def merge(texts: Iterable[tuple[int, str]]) -> str:
+    """Return the texts of workers, which come with their numbers, as one.
 
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterable[Metric]:
-        """Return the families. The registry calls this."""
-        return self._families
-
-
-def merge(texts: Iterable[tuple[int, str]]) -> list[Metric]:
-    """Return the families in the texts of workers, which come with their numbers.
-
-    Each sample has the number of its worker as a label.
+    It has each family once, and each sample the number of its worker as a label. The texts are those of `generate_latest`: parsing their samples
+    would take ten times as long.
     """
-    families: dict[str, Metric] = {}
+    families: dict[str, list[str]] = {}
     for number, text in texts:
-        for family in text_string_to_metric_families(text):
-            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
-            merged.samples += [
-                sample._replace(labels={**sample.labels, WORKER: str(number)}) for sample in family.samples
-            ]
-    return list(families.values())
+        label = f'{WORKER}="{number}"'
+        labelled = PLAIN_SAMPLE.sub(rf"\1{{{label}}} ", LABELLED_SAMPLE.sub(rf"\1{{{label},", text))
+        for family in FAMILY.split(labelled)[1:]:
+            documentation, kind, samples = family.split("\n", 2)
+            families.setdefault(f"{documentation}\n{kind}\n", []).append(samples)
+    return "".join(head + "".join(samples) for head, samples in families.items())
 
 
 async def _read(listener: socket.socket) -> str:
