@@ -191,7 +191,7 @@ class WebhooksEndpoint:
         if response.webhook_id_differs:
             self._metrics.duplicates_with_other_webhook_id.inc()
         headers = _WEBHOOK_ID_DIFFERS if response.webhook_id_differs else {}
-        return points_pb2.ApplyOutcome.Name(response.outcome).removeprefix("APPLY_OUTCOME_"), headers
+        return _name(points_pb2.ApplyOutcome, response.outcome, "APPLY_OUTCOME_"), headers
 
     async def _apply_customer_update(self, webhook: AuthenticWebhook) -> tuple[str, Mapping[str, str]]:
         update = translate.customer_update(webhook.topic, webhook.headers, webhook.raw_body)
@@ -199,11 +199,10 @@ class WebhooksEndpoint:
         client = webhook.client
         response = await client.call(client.customers.ApplyCustomerUpdate, update, webhook.context)
         for skipped in response.skipped_identifiers:
-            identifier_type = identity_pb2.IdentifierType.Name(skipped.identifier_type).removeprefix("IDENTIFIER_TYPE_")
-            cause = customers_pb2.SkippedIdentifierCause.Name(skipped.cause)
-            cause = cause.removeprefix("SKIPPED_IDENTIFIER_CAUSE_")
+            identifier_type = _name(identity_pb2.IdentifierType, skipped.identifier_type, "IDENTIFIER_TYPE_")
+            cause = _name(customers_pb2.SkippedIdentifierCause, skipped.cause, "SKIPPED_IDENTIFIER_CAUSE_")
             self._metrics.identifiers_skipped.labels(identifier_type.lower(), cause.lower()).inc()
-        return customers_pb2.CustomerUpdateOutcome.Name(response.outcome).removeprefix("CUSTOMER_UPDATE_OUTCOME_"), {}
+        return _name(customers_pb2.CustomerUpdateOutcome, response.outcome, "CUSTOMER_UPDATE_OUTCOME_"), {}
 
     async def _request_store_erasure(self, webhook: AuthenticWebhook) -> tuple[str, Mapping[str, str]]:
         """Store the request. An operator approves it, because the topic is not signed."""
@@ -211,8 +210,7 @@ class WebhooksEndpoint:
         self._check_store_and_age(webhook, erasure.store_id, erasure.request_time)
         client = webhook.client
         response = await client.call(client.programs.RequestStoreErasure, erasure, webhook.context)
-        outcome = programs_pb2.StoreErasureOutcome.Name(response.outcome)
-        return outcome.removeprefix("STORE_ERASURE_OUTCOME_"), {}
+        return _name(programs_pb2.StoreErasureOutcome, response.outcome, "STORE_ERASURE_OUTCOME_"), {}
 
     def _check_store_and_age(self, webhook: AuthenticWebhook, store_id: str, event_time: Timestamp) -> None:
         """Raise _NotApplicableError if a webhook is too old or of the wrong store.
@@ -293,6 +291,15 @@ class BoundWebhooksEndpoint:
 
 def _write_rest(outcome: str, count: int) -> None:
     log.info("more webhooks", outcome=outcome, count=count)
+
+
+def _name(enum: Any, number: int, prefix: str) -> str:
+    """Return the name of a value of the server, without its prefix.
+
+    A newer server can have more values. Its response still means that the change is committed.
+    """
+    name: str = enum.Name(number) if number in enum.values() else "UNRECOGNIZED"
+    return name.removeprefix(prefix)
 
 
 def _stored_headers(headers: Headers) -> list[webhooks_pb2.WebhookHeader]:

@@ -107,6 +107,17 @@ async def test_duplicate_is_200(shim: RunningShim) -> None:
     assert "x-pointbook-webhook-id-differs" not in response.headers
 
 
+async def test_an_outcome_of_a_newer_server_is_200(shim: RunningShim) -> None:
+    """It is committed, so SHOPLINE must not retry."""
+    shim.points.outcome = 99  # type: ignore[assignment] # no value that this release knows
+
+    response = await shim.post()
+
+    assert (response.status_code, response.json()) == (200, {"outcome": "UNRECOGNIZED"})
+    text = (await shim.client.get("/metrics")).text
+    assert f'pointbook_webhooks_total{{outcome="unrecognized",topic="{POINTS_TOPIC}"}} 1.0' in text
+
+
 async def test_duplicate_from_another_webhook_has_a_header_and_is_counted(shim: RunningShim) -> None:
     shim.points.outcome = points_pb2.APPLY_OUTCOME_DUPLICATE
     counter = "pointbook_webhook_duplicates_with_other_id_total"
