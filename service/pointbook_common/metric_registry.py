@@ -40,7 +40,10 @@ class MetricDefinition:
 
 
 class GaugeTable:
-    """A gauge whose values are all replaced at once, so that a scrape in another thread finds all or none of them."""
+    """A gauge whose values are all replaced at once.
+
+    A scrape in another thread finds all or none of them.
+    """
 
     def __init__(self, name: str, documentation: str, labels: Sequence[str]) -> None:
         self._name = name

@@ -114,7 +114,10 @@ async def test_cancelled_and_unknown_calls_are_counted(measured: Measured, shop:
 async def test_a_call_that_ends_at_its_callers_deadline_is_no_cancelled_one(
     measured: Measured, held_batches: HeldBatches, shop: Shop
 ) -> None:
-    """Otherwise a server too slow for all its callers would meet its objective, which leaves cancelled calls out."""
+    """Objectives leave cancelled calls out.
+
+    So a server too slow for all its callers would meet them.
+    """
     request = points_pb2.ApplyPointsUpdateRequest(update=shop.update())
     calls = [measured.client.points.ApplyPointsUpdate(request, timeout=1 + number / 100) for number in range(10)]
     ends = await asyncio.gather(*calls, return_exceptions=True)

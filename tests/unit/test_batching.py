@@ -613,7 +613,7 @@ def new_merging_batcher(
 
 
 async def test_waits_of_a_call_count_once(clock: StoppedClock) -> None:
-    """Its 4 items waited 1 s for the first batch, and 2 of them another one for the second."""
+    """All items waited 1 s for the first batch, and two 1 s more for the second."""
     sender = Sender(is_open=False)
     batcher = new_batcher(sender, batch_max=2)
     batcher.submit("a", ["earlier"])

@@ -102,7 +102,10 @@ def merge(texts: Iterable[tuple[int, str]]) -> str:
 
 
 async def _read(listener: socket.socket) -> str:
-    """Return the text that a worker serves; empty if it does not respond, or ends within its response."""
+    """Return the text that a worker serves.
+
+    It is empty if the worker does not respond, or ends within its response.
+    """
     try:
         async with asyncio.timeout(READ_SECONDS_MAX):
             reader, writer = await asyncio.open_connection(*listener.getsockname())

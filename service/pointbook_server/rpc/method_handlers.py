@@ -253,9 +253,10 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
 
 def _abandoned(started_at: float, seconds: float) -> Outcome:
-    """Return the outcome of a call whose caller waits no longer: at its deadline after `seconds`, or before.
+    """Return the outcome of a call whose caller waits no longer.
 
-    At the deadline of a caller, gRPC cancels the call, mostly before this server does.
+    It ended at its deadline, after `seconds`, or before. At the deadline of a caller, gRPC cancels the call, mostly
+    before this server does.
     """
     is_late = monotonic() - started_at >= DEADLINE_FRACTION * seconds
     return OUTCOMES[Reason.DEADLINE_EXCEEDED] if is_late else CANCELLED
