@@ -88,9 +88,12 @@ class PointbookClient:
         span = self._start_span(request, context)
         if span is not None:
             metadata += tuple(span.headers().items())
-        started, code = time.monotonic(), grpc.StatusCode.OK
+        # Until it ends: only a call whose caller is cancelled, at the end of the drain, keeps this code.
+        started, code = time.monotonic(), grpc.StatusCode.CANCELLED
         try:
-            return await method(request, timeout=context.seconds_left(), metadata=metadata)
+            response = await method(request, timeout=context.seconds_left(), metadata=metadata)
+            code = grpc.StatusCode.OK
+            return response  # noqa: TRY300 - the finally clause needs the code
         except grpc.aio.AioRpcError as error:
             code = error.code()
             raise

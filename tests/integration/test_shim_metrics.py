@@ -12,6 +12,8 @@ from pydantic import SecretStr
 
 from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from shopline_shim import webhooks_endpoint
+from shopline_shim.grpc_client import CallContext, PointbookClient
+from shopline_shim.metrics import Metrics
 from shopline_shim.server import ShimServer
 from shopline_shim.settings import ShimSettings
 from support.certificates import Authority
@@ -135,3 +137,22 @@ async def test_a_flood_of_forged_webhooks_is_few_lines(service: Service, admin_t
 
             await until(lambda: len(lines("webhook")) + sum(line["count"] for line in lines("more webhooks")) == 60)
     assert len(lines("webhook")) <= webhooks_endpoint.FLOOD_LINES_MAX * (len(lines("more webhooks")) + 1)
+
+
+async def test_a_call_that_is_cancelled_was_not_ok(service: Service, admin_token: str) -> None:
+    metrics, has_begun = Metrics(), asyncio.Event()
+
+    async def hang(*_: object, **__: object) -> None:
+        has_begun.set()
+        await asyncio.Event().wait()
+
+    client = PointbookClient(settings(service, admin_token), service.client.channel, metrics)
+    method: Any = hang
+    call = asyncio.create_task(client.call(method, None, CallContext("id", time.monotonic() + 5)))
+    await has_begun.wait()
+    call.cancel()
+    await asyncio.wait([call])
+
+    calls = "pointbook_shim_call_duration_seconds_count"
+    assert metrics.registry.get_sample_value(calls, {"code": "CANCELLED"}) == 1
+    assert metrics.registry.get_sample_value(calls, {"code": "OK"}) is None

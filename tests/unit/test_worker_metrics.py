@@ -120,6 +120,8 @@ async def test_a_worker_that_ends_within_its_response_is_left_out(served: tuple[
     metrics, url = served
     (descriptor,) = metrics.inherited_by(0)
     (other,) = metrics.inherited_by(1)
+    metrics.worker_serves(0)
+    metrics.worker_serves(1)
     endpoint = MetricsEndpoint(exposition_of(registry_of(7)), socket.socket(fileno=socket.dup(other)))
 
     async def end_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -88,8 +88,8 @@ def serve_worker_metrics(name: str, address: str, count: int) -> Iterator[Worker
 def merge(texts: Iterable[tuple[int, str]]) -> str:
     """Return the texts of workers, which come with their numbers, as one.
 
-    It has each family once, and each sample the number of its worker as a label. The texts are those of `generate_latest`: parsing their samples
-    would take ten times as long.
+    It has each family once, and each sample the number of its worker as a label. The texts are those of
+    `generate_latest`: parsing their samples would take ten times as long.
     """
     families: dict[str, list[str]] = {}
     for number, text in texts:
