@@ -174,20 +174,17 @@ def test_a_scrape_never_finds_a_part_of_a_replaced_gauge() -> None:
     """A merchant that vanishes for a moment would resolve its alert."""
     registry = MetricRegistry()
     gauge = registry.gauge_table("drift", "Drift.", "merchant_id")
-    has_ended, counts = threading.Event(), set()
+    counts: set[int] = set()
 
     def replace() -> None:
         for number in range(300):
             gauge.replace({(f"merchant-{merchant}",): number for merchant in range(200)})
-        has_ended.set()
 
     replace()
-    has_ended.clear()
     thread = threading.Thread(target=replace)
     thread.start()
-    while not has_ended.is_set():
+    while thread.is_alive() or not counts:
         counts.add(generate_latest(registry.registry).count(b"\npointbook_drift{"))
-    thread.join()
 
     assert counts == {200}
 

@@ -126,7 +126,8 @@ async def test_a_worker_that_ends_within_its_response_is_left_out(served: tuple[
 
     async def end_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n# TYPE calls counter\ncalls_total 12")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 400\r\n\r\n")
+        writer.write(b"# HELP calls_total C\n# TYPE calls_total counter\ncalls_total 12")
         writer.close()
 
     async with await asyncio.start_server(end_early, sock=socket.socket(fileno=socket.dup(descriptor))):
