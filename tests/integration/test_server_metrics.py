@@ -16,6 +16,7 @@ from pointbook_server.db.database import Connection, Database
 from pointbook_server.db.errors import RetryTransactionError
 from pointbook_server.metrics import Metrics
 from pointbook_server.rpc import call_log as call_log_module
+from pointbook_server.rpc import method_handlers as handlers_module
 from pointbook_server.server import Server
 from support.clients import Client
 from support.clocks import NOW_MS
@@ -373,3 +374,19 @@ async def test_calls_beyond_the_limit_of_lines_are_counted(database_url: str, ad
 
 async def test_lag_of_the_event_loop_is_measured(measured: Measured) -> None:
     await until(lambda: (measured.value("event_loop_lag_seconds_count") or 0) >= 2)
+
+
+async def test_a_defect_that_many_calls_hit_is_logged_in_a_few_lines(
+    database_url: str, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("the defect")
+
+    with json_logs(handlers_module) as written:
+        async with running_server(database_url, admin_token) as (server, client):
+            monkeypatch.setattr(server.services.points_batcher, "run", fail)
+            calls = [refused(client.apply(shop.update())) for _ in range(40)]
+            assert {refusal.reason for refusal in await asyncio.gather(*calls)} == {"INTERNAL"}
+            text = '"more internal errors"'
+            await until(lambda: text in written.getvalue())
+    assert written.getvalue().count('"internal error"') < 40

@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 
+from pointbook_common.line_limit import LineLimit
 from pointbook_common.tracing import Span, Tracing
 from pointbook_server.access.methods import METHODS, MethodAccess, merchants_of
 from pointbook_server.access.model import current_principal
@@ -17,7 +18,7 @@ from pointbook_server.metrics import Metrics
 from pointbook_server.reasons import Reason
 from pointbook_server.rpc.admission import Admission
 from pointbook_server.rpc.authentication import Authenticator
-from pointbook_server.rpc.call_log import CANCELLED, OK, OUTCOMES, UNKNOWN_METHOD, CallLog, Outcome
+from pointbook_server.rpc.call_log import CANCELLED, FLOOD_LINES_MAX, OK, OUTCOMES, UNKNOWN_METHOD, CallLog, Outcome
 from pointbook_server.rpc.headers import read_headers
 from pointbook_server.rpc.pacer import Pacer
 from pointbook_server.rpc.request_fields import parse
@@ -75,6 +76,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
         self._running_calls = running_calls
         self._deadline_seconds = deadline_seconds
         self._call_log = call_log
+        self._defects: LineLimit[str] = LineLimit(lambda _name: FLOOD_LINES_MAX, _write_more_defects)
         self._metrics = metrics
         self._pacer = pacer
         self._requests = RequestReader(REQUEST_SECONDS_MAX)
@@ -146,9 +148,13 @@ class MethodHandlers(grpc.GenericRpcHandler):
 
     def _reporter(self, method: str) -> Callable[[CallRecord, Outcome], None]:
         """Return a function that logs and measures a call of a method that has ended."""
-        observe_seconds = self._metrics.call_seconds.labels(method).observe
+        observe_seconds: Callable[[float], None] | None = None
 
         def report(call: CallRecord, outcome: Outcome) -> None:
+            nonlocal observe_seconds
+            if observe_seconds is None:
+                # Not before the first call: each histogram makes scrapes longer.
+                observe_seconds = self._metrics.call_seconds.labels(method).observe
             observe_seconds(monotonic() - call.started_at)
             if outcome is not OK:
                 self._metrics.call_errors.labels(method, *outcome).inc()
@@ -207,7 +213,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
                         yield response
                     outcome = OK
                 except Exception as raised:  # noqa: BLE001 - every caller gets a status that explains its error
-                    error = raised if isinstance(raised, PointbookError) else _defect(raised, request_id)
+                    error = raised if isinstance(raised, PointbookError) else self._defect(raised, request_id)
                     outcome = OUTCOMES[error.reason]
                     await self._end(context, error, request_id)
             finally:
@@ -237,9 +243,15 @@ class MethodHandlers(grpc.GenericRpcHandler):
             # The call itself was not cancelled, so its client is still waiting for a status.
             log.error("stray cancellation", exc_info=raised)
         elif isinstance(raised, Exception) and not isinstance(raised, grpc.aio.AbortError):
-            return _defect(raised, request_id)
+            return self._defect(raised, request_id)
         else:
             raise raised
+        return _internal_error(request_id)
+
+    def _defect(self, raised: Exception, request_id: str) -> PointbookError:
+        """Log a defect, unless there are many, and return the error that the caller gets."""
+        if self._defects.admits(type(raised).__name__):
+            log.error("internal error", exc_info=raised)
         return _internal_error(request_id)
 
     async def _end(self, context: Any, error: PointbookError, request_id: str) -> NoReturn:
@@ -295,10 +307,8 @@ async def _parsed(requests: AsyncIterator[bytes], deserialize: Callable[[bytes],
         yield parse(deserialize, request)
 
 
-def _defect(raised: Exception, request_id: str) -> PointbookError:
-    """Log a defect, and return the error that the caller gets."""
-    log.error("internal error", exc_info=raised)
-    return _internal_error(request_id)
+def _write_more_defects(name: str, count: int) -> None:
+    log.error("more internal errors", exception=name, count=count)
 
 
 def _internal_error(request_id: str) -> PointbookError:
