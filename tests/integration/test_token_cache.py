@@ -18,6 +18,7 @@ from pointbook_server.access.token_cache import TokenCache
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.db.database import Database
 from pointbook_server.errors import PointbookError
+from pointbook_server.metrics import DatabaseMetrics
 from pointbook_server.programs.model import Channel
 from pointbook_server.reasons import Reason
 from pointbook_server.server import Server
@@ -178,6 +179,28 @@ async def test_stale_tokens_are_refused_until_they_are_loaded_again(database_url
     assert refusal.value.reason is Reason.DATABASE_UNAVAILABLE
     assert refusal.value.retry_after_seconds == 1.0
     assert good_seconds < 3.0
+
+
+async def test_a_database_that_hangs_is_counted_after_the_tokens_are_stale(
+    database_url: str, bearer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls do not reach the database then, so that nothing else counts it for the alerts."""
+    causes: list[str] = []
+    monkeypatch.setattr(DatabaseMetrics, "count_error", lambda _self, cause: causes.append(cause))
+    async with proxied(database_url) as proxy, caching(proxy.url, staleness_seconds=0.5) as cache:
+        proxy.freeze()
+
+        async def is_refused() -> bool:
+            return await reason_of(cache, bearer) is Reason.DATABASE_UNAVAILABLE
+
+        async def is_counted_again() -> bool:
+            return len(causes) >= 2
+
+        await until(is_refused)
+        causes.clear()
+        await until(is_counted_again)
+
+    assert set(causes) == {"TimeoutError"}
 
 
 async def test_an_unknown_token_is_not_invalid_while_tokens_cannot_be_loaded(database_url: str, loads: Loads) -> None:

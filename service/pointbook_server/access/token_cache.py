@@ -222,7 +222,11 @@ class TokenCache:
         try:
             async with asyncio.timeout(LOAD_TIMEOUT_SECONDS):
                 tokens = await self._transactions.read_all()
-        except (PointbookError, TimeoutError):
+        except PointbookError:
+            return False
+        except TimeoutError as error:
+            # Once the tokens are stale, calls no longer reach the database: only these show that it still hangs.
+            self._transactions.note_timeout(error)
             return False
         except Exception:
             if not self._has_defect:

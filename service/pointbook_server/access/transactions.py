@@ -33,6 +33,10 @@ class TokenTransactions:
         async with self._database.reserve() as connection:
             return await read_tokens(connection)
 
+    def note_timeout(self, error: TimeoutError) -> None:
+        """Count a `read_all` that its caller has given up as a failure of the database."""
+        self._database.note_outage(error)
+
     async def revoke(self, token_id: str, now_ms: int) -> bool:
         """Revoke a token for good; return False if there is nothing to revoke."""
         async with self._database.autocommit() as connection:

@@ -245,7 +245,7 @@ class Database:
         A statement takes one round trip. Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE. A caller that does in
         another way what failed sets `reports_outages` to False: an outage fails there too.
         """
-        with database_errors(self._note_outage) if reports_outages else database_errors():
+        with database_errors(self.note_outage) if reports_outages else database_errors():
             async with self._pool.acquire() as driver:
                 yield Connection(driver, self._metrics.observe_statement)
 
@@ -255,7 +255,7 @@ class Database:
 
         It is free even while calls use all others. The connection is terminated at once if the caller is cancelled.
         """
-        with database_errors(self._note_outage):
+        with database_errors(self.note_outage):
             async with self._terminated_on_error(self._reserved_pool) as connection:
                 yield connection
 
@@ -271,7 +271,7 @@ class Database:
                 self._metrics.count_retry(sqlstate)
                 await asyncio.sleep(random.uniform(0, RETRY_DELAY_SECONDS * 2**attempt))  # noqa: S311 - jitter
             try:
-                with database_errors(self._note_outage):
+                with database_errors(self.note_outage):
                     return await self._run(work, "BEGIN" if planned_once else BEGIN)
             except RetryTransactionError as error:
                 sqlstate = error.sqlstate
@@ -297,7 +297,7 @@ class Database:
 
         Raises TRANSACTION_CONFLICT and DATABASE_UNAVAILABLE.
         """
-        with database_errors(self._note_outage):
+        with database_errors(self.note_outage):
             async with self._pool.acquire() as driver, self._transaction(driver, BEGIN_SNAPSHOT):
                 return await work(Connection(driver, self._metrics.observe_statement))
 
@@ -364,7 +364,7 @@ class Database:
                 driver.terminate()
                 raise
 
-    def _note_outage(self, cause: BaseException) -> None:
+    def note_outage(self, cause: BaseException) -> None:
         """Log an outage, report it, and replace connections to a read-only server."""
         self._outages.write(cause)
         sqlstate = sqlstate_of(cause)
