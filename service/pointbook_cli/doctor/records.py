@@ -14,7 +14,8 @@ from pointbook_server.programs.erasures.transactions import count_open
 from pointbook_server.programs.webhook_times import read_newest
 from pointbook_server.redemption.report import read_overdue
 from pointbook_server.settings import ServerSettings
-from pointbook_server.webhooks.report import read_usage, read_waiting
+from pointbook_server.webhooks.model import SHARED
+from pointbook_server.webhooks.report import QuarantineUsage, read_usage, read_waiting
 
 TOKEN_EXPIRES_SOON_MS = 14 * DAY_MS
 RECENT_USE_MS = 7 * DAY_MS
@@ -79,14 +80,27 @@ async def check_quarantine(connection: Connection, settings: ServerSettings | No
         remedy = "list them with `pointbook quarantine list`, remove the cause, then replay them"
         found.append(warning("quarantine", text, remedy, Page.QUARANTINE))
     if settings is not None:
-        share = max(
-            usage.webhooks / settings.quarantine_total_webhooks_max, usage.bytes / settings.quarantine_total_bytes_max
-        )
-        if share >= QUARANTINE_SHARE_MAX:
-            finding = problem if share >= 1 else warning
-            text = f"{share:.0%} of the space for all merchants is used"
-            found.append(finding("quarantine", text, "replay and drop webhooks", Page.QUARANTINE_LIMITS))
-    return found or [ok("quarantine", "empty")]
+        found += _full_quarantines(usage, settings)
+    stored = sum(each.webhooks for each in usage)
+    return found or [ok("quarantine", f"none waits, {stored:,} replayed" if stored else "empty")]
+
+
+def _full_quarantines(usage: Sequence[QuarantineUsage], settings: ServerSettings) -> Iterator[Finding]:
+    """Return the limits of which at least QUARANTINE_SHARE_MAX is used."""
+    total = QuarantineUsage("", sum(each.webhooks for each in usage), sum(each.bytes for each in usage))
+    shared = [each for each in usage if each.owner_id == SHARED]
+    own = [each for each in usage if each.owner_id != SHARED]
+    for usages, webhooks_max, bytes_max, place in (
+        ([total], settings.quarantine_total_webhooks_max, settings.quarantine_total_bytes_max, "for all merchants"),
+        (shared, settings.quarantine_shared_webhooks_max, settings.quarantine_shared_bytes_max, "that merchants share"),
+        (own, settings.quarantine_webhooks_max, settings.quarantine_bytes_max, "of merchant {owner_id}"),
+    ):
+        for each in usages:
+            share = max(each.webhooks / webhooks_max, each.bytes / bytes_max)
+            if share >= QUARANTINE_SHARE_MAX:
+                finding = problem if share >= 1 else warning
+                text = f"{share:.0%} of the space {place.format(owner_id=each.owner_id)} is used"
+                yield finding("quarantine", text, "drop webhooks, replayed ones too", Page.QUARANTINE_LIMITS)
 
 
 async def check_stores(connection: Connection, silent_hours: float) -> list[Finding]:

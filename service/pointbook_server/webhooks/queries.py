@@ -98,6 +98,7 @@ MAX_USAGE = Statement(
         func.max(USAGE.bytes).label("bytes"),
     ).group_by("is_shared")
 )
+LIST_USAGE = Statement(select(USAGE.merchant_id, USAGE.webhooks, USAGE.bytes).where(USAGE.webhooks > 0))
 COUNT_BY_REASON = Statement(
     select(
         WEBHOOK.reason,

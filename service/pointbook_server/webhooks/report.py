@@ -16,8 +16,9 @@ class ReasonCount(NamedTuple):
 
 
 class QuarantineUsage(NamedTuple):
-    """The webhooks and bytes in all quarantines, replayed ones included."""
+    """The webhooks and bytes in a quarantine, replayed ones included; the owner SHARED is the shared one."""
 
+    owner_id: str
     webhooks: int
     bytes: int
 
@@ -28,7 +29,7 @@ async def read_waiting(connection: Connection) -> list[ReasonCount]:
     return sorted(ReasonCount(row.reason, row.webhooks, row.oldest_at_ms) for row in rows)
 
 
-async def read_usage(connection: Connection) -> QuarantineUsage:
-    """Return how full all quarantines together are."""
-    (row,) = await connection.fetch(queries.SUM_USAGE)
-    return QuarantineUsage(row.webhooks, row.bytes)
+async def read_usage(connection: Connection) -> list[QuarantineUsage]:
+    """Return how full each quarantine is that has a webhook."""
+    rows = await connection.fetch(queries.LIST_USAGE)
+    return [QuarantineUsage(row.merchant_id, row.webhooks, row.bytes) for row in rows]
