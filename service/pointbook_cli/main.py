@@ -50,7 +50,8 @@ def run() -> None:
     except DatabaseDefectError as error:
         fail(f"the database cannot be used: {error}")
     except PointbookError as error:
-        fail(f"{error} ({error.__cause__})" if error.__cause__ else str(error))
+        # A timeout has no text of its own.
+        fail(f"{error} ({str(error.__cause__) or 'no response'})" if error.__cause__ else str(error))
     except (EmbeddedPostgresError, SettingError, OSError) as error:
         fail(str(error))
 

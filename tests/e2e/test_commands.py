@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -151,6 +152,15 @@ async def test_an_unavailable_database_is_reported_in_one_line_without_its_passw
 
     assert "database" in line
     assert "pw-never-shown" not in line
+
+
+async def test_a_database_that_does_not_respond_is_reported_as_such() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        line = one_line(
+            await pointbook("token", "list", DATABASE_URL=f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/x")
+        )
+
+    assert line == "The database is not available right now; retry. (no response)"
 
 
 async def test_a_role_without_privileges_on_the_tables_stops_the_start(database_url: str) -> None:
