@@ -268,7 +268,9 @@ async def test_quarantine_holds_and_erasures_are_found(own_url: str) -> None:
     assert [(finding.level, finding.text) for finding in full["quarantine"][1:]] == [
         (Level.PROBLEM, "100% of the space that merchants share is used"),
     ]
-    await run_sql(own_url, "UPDATE quarantined_webhooks SET state = 'REPLAYED', replayed_at_ms = 1, replay_event_id = 'e'")
+    await run_sql(
+        own_url, "UPDATE quarantined_webhooks SET state = 'REPLAYED', replayed_at_ms = 1, replay_event_id = 'e'"
+    )
     assert (await diagnose(own_url))["quarantine"][0].text == "none waits, 3 replayed"
     assert found["holds"][0].text == "1 redemption holds 30 overdue points, the oldest for 1 hour"
     assert found["erasures"][0].text == "1 overdue request to erase a store"

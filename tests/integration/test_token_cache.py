@@ -203,6 +203,21 @@ async def test_a_database_that_hangs_is_counted_after_the_tokens_are_stale(
     assert set(causes) == {"TimeoutError"}
 
 
+async def test_the_next_expiry_is_not_that_of_a_revoked_token(database_url: str) -> None:
+    clock = TestClock()
+    expires_at_ms = clock() + 60_000
+    bearer = await make_token(database_url, [ALL_MERCHANTS], [Scope.POINTS_READ], expires_at_ms)
+    async with caching(database_url, clock=clock) as cache:
+        await cache.authenticate(bearer)
+        assert cache.next_expiry_ms() == expires_at_ms
+        await revoke_token(database_url, bearer)
+
+        async def is_left_out() -> bool:
+            return cache.next_expiry_ms() != expires_at_ms
+
+        await until(is_left_out)
+
+
 async def test_an_unknown_token_is_not_invalid_while_tokens_cannot_be_loaded(database_url: str, loads: Loads) -> None:
     async with caching(database_url) as cache:
         loads.goes_on.clear()

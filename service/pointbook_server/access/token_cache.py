@@ -102,7 +102,7 @@ class TokenCache:
     def next_expiry_ms(self) -> int | None:
         """Return when the next token in use expires, if any does.
 
-        A token that was used in the last USED_MS and has not expired is in use.
+        A token that was used in the last USED_MS, and has neither expired nor been revoked, is in use.
         """
         now_ms = self._clock()
         used_since_ms = now_ms - USED_MS
@@ -112,6 +112,7 @@ class TokenCache:
                 for token in self._tokens.values()
                 if token.expires_at_ms is not None
                 and token.expires_at_ms > now_ms
+                and token.revoked_at_ms is None
                 and max(token.last_used_at_ms or 0, self._used_at_ms.get(token.token_id, 0)) > used_since_ms
             ),
             default=None,
