@@ -42,7 +42,7 @@ MODULES = (
     pointbook_server.validation_codes.queries,
     pointbook_server.webhooks.queries,
 )
-READS_ALL = {"READ_TOKENS", "SUM_USAGE"}
+READS_ALL = {"LIST_USAGE", "READ_TOKENS", "SUM_USAGE"}
 """Statements that read a small table as a whole, at most once a second."""
 IN_TRANSACTIONS = {
     "DELETE_UPDATES",

@@ -184,7 +184,7 @@ async def test_stale_tokens_are_refused_until_they_are_loaded_again(database_url
 async def test_a_database_that_hangs_is_counted_after_the_tokens_are_stale(
     database_url: str, bearer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Calls do not reach the database then, so that nothing else counts it for the alerts."""
+    """No call reaches the database then."""
     causes: list[str] = []
     monkeypatch.setattr(DatabaseMetrics, "count_error", lambda _self, cause: causes.append(cause))
     async with proxied(database_url) as proxy, caching(proxy.url, staleness_seconds=0.5) as cache:

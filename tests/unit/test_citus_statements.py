@@ -48,7 +48,7 @@ ALL_MERCHANTS = {
     "programs.erasures.queries.LIST_ALL_ERASURES": "An operator lists the erasures of all merchants.",
     "redemption.queries.LIST_OVERDUE_MERCHANTS": CLEAN_UP,
     **{f"retention.{name}.{table.name}": CLEAN_UP for name in ("FIND_OLD", "COUNT_OLD") for table in TABLES},
-    "webhooks.queries.MAX_USAGE": "The metrics of the quarantine are about all merchants, read once a minute.",
+    "webhooks.queries.LIST_USAGE": "Metrics and `pointbook doctor` look at the quarantines of all merchants.",
     "webhooks.queries.SUM_USAGE": "The total limit of the quarantine is about all merchants; read once a second.",
     "webhooks.queries.FIND_BODY": TWO_QUARANTINES,
     "webhooks.queries.FIND_OWNER": TWO_QUARANTINES,

@@ -16,7 +16,7 @@ class ReasonCount(NamedTuple):
 
 
 class QuarantineUsage(NamedTuple):
-    """The webhooks and bytes in a quarantine, replayed ones included; the owner SHARED is the shared one."""
+    """The webhooks and bytes in a quarantine, replayed ones included."""
 
     owner_id: str
     webhooks: int
