@@ -165,7 +165,8 @@ class Metrics:
         )
         self.token_expiry = new.gauge(
             "token_expiry_timestamp_seconds",
-            "When the next token that was used in the last 7 days expires; NaN: none does.",
+            "When the next token expires that was used in the last 7 days, or a rotated one in the last hour; NaN: "
+            "none does.",
         )
 
 

@@ -97,7 +97,13 @@ async def test_calls_are_counted_by_method_code_and_reason(measured: Measured, s
         assert measured.value("grpc_call_errors_total", method=APPLY, code=code, reason=reason) == 1, reason
 
 
-async def test_cancelled_and_unknown_calls_are_counted(measured: Measured, shop: Shop, admin_token: str) -> None:
+async def test_cancelled_and_unknown_calls_are_counted(
+    measured: Measured, shop: Shop, admin_token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(measured.server.services.points_batcher, "run", hang)
     call = measured.client.points.ApplyPointsUpdate(points_pb2.ApplyPointsUpdateRequest(update=shop.update()))
     await until(lambda: measured.value("grpc_calls_running") == 1)
     call.cancel()

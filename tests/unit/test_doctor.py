@@ -234,6 +234,13 @@ def test_tokens_that_expire_or_are_not_used_are_found() -> None:
     }
 
 
+def test_an_expired_token_with_a_successor_is_no_problem() -> None:
+    used: dict[str, Any] = {"expires_at_ms": NOW_MS - 1, "last_used_at_ms": NOW_MS - DAY_MS}
+
+    assert list(token_texts(token(1), token(2, **used)).values()) == [Level.PROBLEM]
+    assert list(token_texts(token(1), token(2, **used, rotated_to="token-1")).values()) == [Level.OK]
+
+
 def test_a_rotated_token_is_found_only_while_it_is_in_use() -> None:
     rotated: dict[str, Any] = {"expires_at_ms": NOW_MS + DAY_MS, "rotated_to": "token-9"}
     used, unused = token(1, **rotated, last_used_at_ms=NOW_MS - 1), token(2, **rotated)

@@ -44,7 +44,8 @@ def token_findings(tokens: Sequence[Token], now_ms: int) -> Iterator[Finding]:
     soon = [token for token in valid if token.expires_at_ms and token.expires_at_ms <= now_ms + TOKEN_EXPIRES_SOON_MS]
     # A rotated token has a successor, which its caller uses by now or will have to.
     late = [token for token in soon if token.rotated_to is None or _is_recent(token, now_ms, DAY_MS)]
-    lost = [token for token in tokens if token not in valid and _is_recent(token, now_ms, RECENT_USE_MS)]
+    expired = [token for token in tokens if token not in valid and token.rotated_to is None]
+    lost = [token for token in expired if _is_recent(token, now_ms, RECENT_USE_MS)]
     unused = [token for token in valid if not token.last_used_at_ms and token.created_at_ms <= now_ms - UNUSED_AFTER_MS]
     if lost:
         text = f"{count_of(len(lost), 'token', 'tokens')} in use until this week expired: {_ids(lost)}"

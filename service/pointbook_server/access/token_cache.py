@@ -8,6 +8,7 @@ import time
 
 import structlog
 
+from pointbook_common.durations import DAY_MS, HOUR_MS
 from pointbook_server.access.model import Principal, Token
 from pointbook_server.access.rules import authenticate, split_bearer
 from pointbook_server.access.transactions import TokenTransactions
@@ -28,8 +29,9 @@ WAITING_MAX = 100
 MISSES_MAX = 10_000
 MISS_SECONDS = 300.0
 """How long a token id that was not found causes no further load. Ids are random, so no token gets it later."""
-USED_MS = 7 * 24 * 3_600 * 1_000
+USED_MS = 7 * DAY_MS
 """A token that was not used for this long is not in use: its expiry does no harm."""
+ROTATED_USED_MS = HOUR_MS
 _TOKEN_ID = re.compile(r"[0-9a-f]{16}")
 """The form of generated ids. An id of another form may be stored as well, but is not worth an extra load."""
 
@@ -102,10 +104,10 @@ class TokenCache:
     def next_expiry_ms(self) -> int | None:
         """Return when the next token in use expires, if any does.
 
-        A token that was used in the last USED_MS, and has neither expired nor been revoked, is in use.
+        A token that was used in the last USED_MS, and has neither expired nor been revoked, is in use. One that was
+        rotated has a successor, so it is in use only if it was used in the last ROTATED_USED_MS.
         """
         now_ms = self._clock()
-        used_since_ms = now_ms - USED_MS
         return min(
             (
                 token.expires_at_ms
@@ -113,7 +115,8 @@ class TokenCache:
                 if token.expires_at_ms is not None
                 and token.expires_at_ms > now_ms
                 and token.revoked_at_ms is None
-                and max(token.last_used_at_ms or 0, self._used_at_ms.get(token.token_id, 0)) > used_since_ms
+                and max(token.last_used_at_ms or 0, self._used_at_ms.get(token.token_id, 0))
+                > now_ms - (USED_MS if token.rotated_to is None else ROTATED_USED_MS)
             ),
             default=None,
         )

@@ -6,12 +6,13 @@ Source: docs/reference/shopline-webhooks.md#delivery-and-retries
 
 from typing import NamedTuple
 
+from pointbook_common.durations import DAY_MS
 from pointbook_server.db.database import Connection, Database
 from pointbook_server.metrics import Metrics
 from pointbook_server.programs import queries
 
 STORES_SHOWN_MAX = 100
-SHOWN_MS = 30 * 24 * 3_600 * 1_000
+SHOWN_MS = 30 * DAY_MS
 """A store without webhooks for longer is not shown: it has closed, or the silence is known."""
 
 

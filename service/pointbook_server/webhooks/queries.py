@@ -91,13 +91,6 @@ SUM_USAGE = Statement(
         cast(func.coalesce(func.sum(USAGE.bytes), 0), BigInteger).label("bytes"),
     )
 )
-MAX_USAGE = Statement(
-    select(
-        (USAGE.merchant_id == SHARED).label("is_shared"),
-        func.max(USAGE.webhooks).label("webhooks"),
-        func.max(USAGE.bytes).label("bytes"),
-    ).group_by("is_shared")
-)
 LIST_USAGE = Statement(select(USAGE.merchant_id, USAGE.webhooks, USAGE.bytes).where(USAGE.webhooks > 0))
 COUNT_BY_REASON = Statement(
     select(

@@ -93,8 +93,8 @@ class QuarantineTransactions:
         """Read the usage of all quarantines, and what waits there, into the metrics."""
         limits = self._limits
         used_ratio = limits.total.used_ratio(*await self._quota.refresh())
-        for row in await self._database.read_planned(queries.MAX_USAGE):
-            limit = limits.shared if row.is_shared else limits.merchant
+        for row in await self._database.read_planned(queries.LIST_USAGE):
+            limit = limits.shared if row.merchant_id == SHARED else limits.merchant
             used_ratio = max(used_ratio, limit.used_ratio(row.webhooks, row.bytes))
         self._metrics.quarantine_fullest_ratio.set(used_ratio)
         params = {"state": QuarantineState.QUARANTINED.value}
