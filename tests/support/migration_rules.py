@@ -41,7 +41,7 @@ def recorded_statements(upgrade: Callable[[], None]) -> list[str]:
     """Return the SQL that a migration runs on a database without rows."""
     connection = _Recorder()
     # Alembic only calls the methods that the recorder has.
-    context: Any = MigrationContext(DIALECT, connection, opts={})  # type: ignore[arg-type]
+    context: Any = MigrationContext(DIALECT, connection, opts={})  # type: ignore[arg-type] # it needs no open connection
     with Operations.context(context):
         upgrade()
     return connection.statements
