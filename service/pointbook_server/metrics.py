@@ -40,7 +40,18 @@ class Metrics:
         new = MetricRegistry()
         new.add_process("server")
         self.registry, self.definitions = new.registry, new.definitions
+        self._add_calls(new)
+        self._add_batches(new)
+        self._add_database(new)
+        self._add_ledger(new)
+        self._add_quarantine(new)
+        self._add_redemption(new)
+        self._add_codes(new)
+        self._add_maintenance(new)
+        self._add_expiry(new)
 
+    def _add_calls(self, new: MetricRegistry) -> None:
+        """Add the metrics of calls, and of the event loop that serves them."""
         self.call_seconds = new.histogram(
             "grpc_call_duration_seconds",
             "Time from the start of a call's handler to its status, by method. Its count is the number of calls.",
@@ -59,6 +70,8 @@ class Metrics:
             "event_loop_lag_seconds", "How late the event loop runs what is due, measured four times a second."
         )
 
+    def _add_batches(self, new: MetricRegistry) -> None:
+        """Add the metrics of batches."""
         self.batch_size = new.histogram(
             "batch_size", "Items that left in one batch, by kind.", "kind", buckets=BATCH_SIZE_BUCKETS
         )
@@ -70,6 +83,8 @@ class Metrics:
         )
         self.batch_items_waiting = new.gauge("batch_items_waiting", "Items that wait for a batch, by kind.", "kind")
 
+    def _add_database(self, new: MetricRegistry) -> None:
+        """Add the metrics of the database's connections, statements and clock."""
         self.database_connections_in_use = new.gauge(
             "database_connections_in_use", "Database connections that calls are using."
         )
@@ -81,7 +96,7 @@ class Metrics:
             "How long calls waited for a connection that was not idle: for a slot of the pool, or to be opened.",
         )
         self.database_statement_seconds = new.summary(
-            "database_statement_duration_seconds", "Time of statements, by name.", "statement"
+            "database_statement_duration_seconds", "Time of statements that succeeded, by name.", "statement"
         )
         self.database_retries = new.counter(
             "database_retries", "Transactions that were run again after a conflict, by its SQLSTATE.", "sqlstate"
@@ -93,6 +108,8 @@ class Metrics:
             "clock_skew_seconds", "Seconds by which the server's clock is ahead of the database's; negative: behind."
         )
 
+    def _add_ledger(self, new: MetricRegistry) -> None:
+        """Add the metrics of points updates, drift and silent stores."""
         self.points_events = new.counter(
             "points_events", "Points updates that were processed, by scene and outcome.", "scene", "outcome"
         )
@@ -113,6 +130,8 @@ class Metrics:
             "store_id",
         )
 
+    def _add_quarantine(self, new: MetricRegistry) -> None:
+        """Add the metrics of the quarantine, and of requests to erase stores."""
         self.quarantine_webhooks = new.gauge("quarantine_webhooks", "Webhooks in all quarantines.")
         self.quarantine_bytes = new.gauge("quarantine_bytes", "Bytes of headers and bodies in all quarantines.")
         self.quarantine_fullest_ratio = new.gauge(
@@ -133,6 +152,8 @@ class Metrics:
             "store_erasures_overdue", "Requests to erase a store that are still open after 30 days."
         )
 
+    def _add_redemption(self, new: MetricRegistry) -> None:
+        """Add the metrics of holds and of refused calls."""
         self.holds_open = new.gauge("redemption_holds_open", "Redemptions whose points are held.")
         self.holds_overdue = new.gauge(
             "redemption_holds_overdue", "Redemptions whose points are held beyond the time for settling them."
@@ -142,6 +163,8 @@ class Metrics:
         )
         self.refusals = new.counter("refusals", "Refused calls, by whether they were stored.", "outcome")
 
+    def _add_codes(self, new: MetricRegistry) -> None:
+        """Add the metrics of one-time codes."""
         self.issues = new.counter("code_issues", "Requests for codes, by outcome.", "channel", "outcome")
         self.send_seconds = new.histogram(
             "code_send_duration_seconds",
@@ -153,6 +176,8 @@ class Metrics:
         self.comparisons = new.counter("code_comparisons", "Compared codes, by result.", "outcome")
         self.missed_calls = new.counter("missed_calls", "Missed calls, by whether they matched a challenge.", "outcome")
 
+    def _add_maintenance(self, new: MetricRegistry) -> None:
+        """Add the metrics of maintenance."""
         self.task_seconds = new.summary("maintenance_duration_seconds", "Time of maintenance, by task.", "task")
         self.task_failures = new.counter("maintenance_failures", "Maintenance that failed, by task.", "task")
         self.rows_deleted = new.counter("maintenance_rows_deleted", "Old rows that were deleted, by task.", "task")
@@ -160,6 +185,8 @@ class Metrics:
             "maintenance_rows_overdue", "Old rows that are not deleted yet, by task; counted up to a limit.", "task"
         )
 
+    def _add_expiry(self, new: MetricRegistry) -> None:
+        """Add when the certificate and tokens expire."""
         self.tls_certificate_expiry = new.gauge(
             "tls_certificate_expiry_timestamp_seconds", "When the server's TLS certificate expires; NaN without TLS."
         )

@@ -102,22 +102,7 @@ class Server:
         self.services = Services(settings, self._database, senders, clock, self.metrics, development=development)
         self._health.add_to_server(self._server)
         self._server.add_generic_rpc_handlers((self._build_method_handlers(),))
-        self._maintenance = Maintenance(
-            self._database,
-            clock,
-            self._skew,
-            self.metrics,
-            tokens=self._tokens,
-            redemptions=self.services.redemptions,
-            clean_ups=self.services.clean_ups,
-            sources={
-                "drift": self.services.ledger,
-                "holds": self.services.redemptions,
-                "quarantine": self.services.quarantine,
-                "store_erasures": self.services.store_erasures,
-                "webhook_times": self.services.webhook_times,
-            },
-        )
+        self._maintenance = self._build_maintenance(clock)
         self._watch_process()
         self.port = self._listen(settings)
         self._health_server = self._build_health_server(settings)
@@ -174,6 +159,25 @@ class Server:
             self._metrics_endpoint.close()
         if self.metrics.tracing is not None:
             await asyncio.to_thread(self.metrics.tracing.shutdown)
+
+    def _build_maintenance(self, clock: ServerClock) -> Maintenance:
+        """Return the jobs that run at intervals."""
+        return Maintenance(
+            self._database,
+            clock,
+            self._skew,
+            self.metrics,
+            tokens=self._tokens,
+            redemptions=self.services.redemptions,
+            clean_ups=self.services.clean_ups,
+            sources={
+                "drift": self.services.ledger,
+                "holds": self.services.redemptions,
+                "quarantine": self.services.quarantine,
+                "store_erasures": self.services.store_erasures,
+                "webhook_times": self.services.webhook_times,
+            },
+        )
 
     def _watch_process(self) -> None:
         """Set the gauges that are read from this process at each scrape."""

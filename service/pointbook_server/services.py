@@ -33,6 +33,7 @@ from pointbook_server.db.database import Database
 from pointbook_server.delivery.sender import Sender
 from pointbook_server.ledger.account_repository import AccountRepository
 from pointbook_server.ledger.messages import SCENE_NAMES
+from pointbook_server.ledger.model import ApplyResult, ReceivedEvent
 from pointbook_server.ledger.servicer import PointsServicer
 from pointbook_server.ledger.transactions import LedgerTransactions
 from pointbook_server.metrics import BatchMetrics, EventMetrics, Metrics
@@ -58,7 +59,7 @@ from pointbook_server.validation_codes.service import CodePolicy, ValidationCode
 from pointbook_server.validation_codes.servicer import ValidationCodesServicer
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
 from pointbook_server.webhooks.encryption import PayloadCipher
-from pointbook_server.webhooks.model import Capacity, QuarantineLimits
+from pointbook_server.webhooks.quota import limits_of
 from pointbook_server.webhooks.replay import Replayer
 from pointbook_server.webhooks.servicer import WebhooksServicer
 from pointbook_server.webhooks.transactions import QuarantineTransactions
@@ -110,26 +111,13 @@ class Services:
         self.webhook_times = WebhookTimes(database, metrics)
         tombstones = Tombstones(list(settings.code_key_bytes().values()))
         customers = CustomerTransactions(database, self.quarantine, challenges, tombstones, register_stores=development)
-        self.points_batcher = Batcher(
-            self.ledger.apply,
-            batch_max=UPDATES_IN_BATCH_MAX,
-            waiting_max=UPDATES_WAITING_MAX,
-            max_concurrent_batches=CONCURRENT_BATCHES_MAX,
-            observer=BatchMetrics(metrics, "updates"),
-            send_together=self.ledger.apply_merchants,
-            may_send_together=self.ledger.may_apply_merchants,
+        self.points_batcher = _build_points_batcher(self.ledger, metrics)
+        policy = CodePolicy(
+            contact_pause_ms=0 if development else int(settings.contact_pause_seconds * 1_000),
+            merchant_sends_max=settings.merchant_sends_max,
         )
-        self.codes = ValidationCodes(
-            challenges,
-            KeyRing(settings.code_key_bytes()),
-            senders,
-            clock,
-            metrics=metrics,
-            policy=CodePolicy(
-                contact_pause_ms=0 if development else int(settings.contact_pause_seconds * 1_000),
-                merchant_sends_max=settings.merchant_sends_max,
-            ),
-        )
+        keys = KeyRing(settings.code_key_bytes())
+        self.codes = ValidationCodes(challenges, keys, senders, clock, metrics=metrics, policy=policy)
         self.refusals = RefusalRecorder(
             RefusalTransactions(database), clock, metrics, keep_days=settings.refusals_keep_days
         )
@@ -187,14 +175,22 @@ class Services:
         await self.refusals.close()
 
 
+def _build_points_batcher(ledger: LedgerTransactions, metrics: Metrics) -> Batcher[str, ReceivedEvent, ApplyResult]:
+    return Batcher(
+        ledger.apply,
+        batch_max=UPDATES_IN_BATCH_MAX,
+        waiting_max=UPDATES_WAITING_MAX,
+        max_concurrent_batches=CONCURRENT_BATCHES_MAX,
+        observer=BatchMetrics(metrics, "updates"),
+        send_together=ledger.apply_merchants,
+        may_send_together=ledger.may_apply_merchants,
+    )
+
+
 def _build_quarantine(settings: ServerSettings, database: Database, metrics: Metrics) -> QuarantineTransactions:
     return QuarantineTransactions(
         database,
         PayloadCipher(settings.quarantine_key_bytes()),
-        QuarantineLimits(
-            merchant=Capacity(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
-            shared=Capacity(settings.quarantine_shared_webhooks_max, settings.quarantine_shared_bytes_max),
-            total=Capacity(settings.quarantine_total_webhooks_max, settings.quarantine_total_bytes_max),
-        ),
+        limits_of(settings),
         metrics,
     )

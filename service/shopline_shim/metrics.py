@@ -13,7 +13,11 @@ class Metrics:
         new = MetricRegistry()
         new.add_process("shim")
         self.registry, self.definitions = new.registry, new.definitions
+        self._add_webhooks(new)
+        self._add_process(new)
 
+    def _add_webhooks(self, new: MetricRegistry) -> None:
+        """Add the metrics of webhooks and callbacks."""
         self.webhooks = new.counter(
             "webhooks",
             "Webhooks by topic (missing: no topic; other: a topic that is not handled) and outcome.",
@@ -53,6 +57,9 @@ class Metrics:
         self.missed_calls = new.counter(
             "missed_call_callbacks", "Callbacks of the telephony provider by outcome.", "outcome"
         )
+
+    def _add_process(self, new: MetricRegistry) -> None:
+        """Add the metrics of connections, calls to the server, and the process."""
         self.requests_running = new.gauge("shim_requests_running", "Webhooks that have no response yet.")
         self.requests_running.set(0)
         self.connections_evicted = new.counter(

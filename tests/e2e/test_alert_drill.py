@@ -53,6 +53,9 @@ SAMPLES_BEFORE = 6
 FIRING_SECONDS_MAX = 60.0
 CUSTOMERS = 150
 PAUSE_SECONDS = 0.1
+"""The pace of the load: one call, then this pause."""
+ISSUE_PAUSE_SECONDS = 0.3
+"""The pace of codes, so that they are requested for as long as the drill lasts."""
 SECOND_BREAK_SECONDS = 15.0
 """When a failure recurs, for a busy machine on which scrapes fail meanwhile."""
 SLOW_SECONDS = 2.6
@@ -232,7 +235,7 @@ class Drill:
             async with asyncio.TaskGroup() as calls:
                 for name in names:
                     calls.create_task(issue_code(client, shop, customer=customer_ref(shop, name)))
-                    await asyncio.sleep(3 * PAUSE_SECONDS)
+                    await asyncio.sleep(ISSUE_PAUSE_SECONDS)
 
         self.breaks.append(send)
 

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from pointbook.v1 import points_pb2
+from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations.revisions import all_revisions
 from support.clients import Client
@@ -31,7 +32,8 @@ CALLERS = 8
 CALLS_OF_STEP = 300
 """How many calls must succeed in each step of the upgrade."""
 NOW_MS = int(time.time() * 1_000)
-DAY_MS = 86_400_000
+RETRY_SECONDS = 0.02
+"""The pause of a caller before it repeats a call, as a client with retries makes."""
 SCOPES = (Scope.ADMIN, Scope.STORES, Scope.POINTS_WRITE, Scope.REDEEM)
 CREATE_TOKEN = (
     *("token", "create", "--name", "load", "--merchant", ALL_MERCHANTS),
@@ -120,7 +122,7 @@ class Load:
                 self.codes[error.code().name] += 1
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(RETRY_SECONDS)
             else:
                 self.codes["OK"] += 1
                 return

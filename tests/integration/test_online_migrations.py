@@ -21,6 +21,7 @@ from support.embedded_database import Cluster
 from support.json_logs import json_logs
 from support.probes import grpc_health
 from support.redemption import earn, redeem_request, validate_request
+from support.revisions import upgrade_of
 from support.servers import running_server
 from support.shops import Shop
 from support.tokens import make_token
@@ -31,6 +32,8 @@ NEWEST = all_revisions()[-1].number
 CALLS_MIN = 5
 CALL_SECONDS_MAX = 1.5
 """A call may wait behind an attempt of a migration, here for 0.5 s, and take a while itself."""
+BUILD_SECONDS = 1.0
+"""How long calls are timed while a build waits: twice as long as an attempt of a migration."""
 ROWS = "CREATE TABLE rows AS SELECT n, n % 2 AS half, NULL::text AS note FROM generate_series(1, 2500) AS n"
 KEY = "CREATE UNIQUE INDEX uq_rows ON rows (n)"
 INDEX_IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('ix_rows')"
@@ -78,15 +81,7 @@ def later(
     *steps: str | Callable[[], None], in_transaction: bool = True, compatible_from: str | None = None
 ) -> Revision:
     """Return a migration of a later release."""
-
-    def upgrade() -> None:
-        for step in steps:
-            if isinstance(step, str):
-                op.execute(step)
-            else:
-                step()
-
-    return Revision("9001", "Example.", upgrade, compatible_from, in_transaction)
+    return Revision("9001", "Example.", upgrade_of(*steps), compatible_from, in_transaction)
 
 
 async def upgrade(
@@ -164,7 +159,7 @@ async def test_calls_go_on_while_an_index_is_built(own_url: str) -> None:
         async with open_transaction(own_url, "SELECT pg_current_xact_id(); LOCK points_accounts IN ROW EXCLUSIVE MODE"):
             building = asyncio.create_task(upgrade(own_url, build))
             await until_locks_are_awaited(own_url)
-            slowest = await slowest_call(client, shop, asyncio.create_task(asyncio.sleep(1.0)))
+            slowest = await slowest_call(client, shop, asyncio.create_task(asyncio.sleep(BUILD_SECONDS)))
             assert not building.done()
 
         await building

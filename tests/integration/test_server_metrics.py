@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import generate_latest
 
 from pointbook.v1 import points_pb2, programs_pb2, webhooks_pb2
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
@@ -396,3 +397,18 @@ async def test_a_defect_that_many_calls_hit_is_logged_in_a_few_lines(
             text = '"more internal errors"'
             await until(lambda: text in written.getvalue())
     assert written.getvalue().count('"internal error"') < 40
+
+
+async def test_a_scrape_is_short(measured: Measured, shop: Shop) -> None:
+    """Its length is its cost; a histogram of each of 60 methods would triple it."""
+    await measured.client.put_program(shop.merchant_id, shop.store_id, criteria={})
+    await earn(measured.client, shop, 500)
+    await redeem(measured.client, redeem_request(shop))
+    await measured.client.account(shop.merchant_id, shop.store_id, "buyer")
+    await measured.refresh()
+
+    text = generate_latest(measured.server.metrics.registry).decode()
+    # Merchants and stores are bounded by limits of their own, and other tests have many.
+    lines = [line for line in text.splitlines() if "merchant_id=" not in line]
+    assert len(lines) < 700
+    assert "ListRedemptions" not in text

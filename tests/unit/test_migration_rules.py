@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import pytest
-from alembic import op
 
 from pointbook_server.db.migrations.operations import backfill, create_index, drop_index
 from pointbook_server.db.migrations.revisions import Revision, all_revisions
 from support.migration_rules import find_broken_promises, find_problems, recorded_statements
 from support.previous_release import REVISION
+from support.revisions import upgrade_of
 
 FIRST_CHECKED = "0028"
 """Earlier migrations were written before the rules."""
@@ -21,15 +21,7 @@ SET_NOT_NULL = "ALTER TABLE stores ALTER COLUMN note SET NOT NULL"
 
 def revision(*steps: str | Callable[[], None], contracts: bool = False, in_transaction: bool = True) -> Revision:
     """Return a migration of SQL statements and other steps."""
-
-    def upgrade() -> None:
-        for step in steps:
-            if isinstance(step, str):
-                op.execute(step)
-            else:
-                step()
-
-    return Revision("0001", "Example.", upgrade, "0000" if contracts else None, in_transaction)
+    return Revision("0001", "Example.", upgrade_of(*steps), "0000" if contracts else None, in_transaction)
 
 
 def problems_of(*revisions: Revision) -> list[str]:

@@ -15,7 +15,7 @@ from pointbook_common.durations import SECOND_MS
 from pointbook_common.errors import SettingError
 from pointbook_server.db.clock_skew import REMEDY, SYSTEM_CLOCK, ClockState, Sample
 from pointbook_server.db.database import Connection, Database
-from pointbook_server.db.inspection import ServerState, inspect_server, read_revision
+from pointbook_server.db.inspection import ServerState, inspect_server
 from pointbook_server.db.schema import SchemaError, check_schema
 from pointbook_server.errors import DatabaseDefectError, PointbookError
 from pointbook_server.settings import ServerSettings
@@ -163,10 +163,10 @@ def _server_findings(state: ServerState, settings: ServerSettings) -> Iterator[F
 async def _check_schema(connection: Connection) -> list[Finding]:
     """Check tables, privileges and revision."""
     try:
-        await check_schema(connection)
+        stored = await check_schema(connection)
     except SchemaError as error:
         return [problem("schema", str(error), "see the cause", Page.HEALTH)]
-    return [ok("schema", f"revision {await read_revision(connection)}, the role has all privileges")]
+    return [ok("schema", f"revision {stored.number}, the role has all privileges")]
 
 
 async def _check_clock(connection: Connection) -> list[Finding]:

@@ -15,6 +15,7 @@ from pointbook_server.programs.webhook_times import read_newest
 from pointbook_server.redemption.report import read_overdue
 from pointbook_server.settings import ServerSettings
 from pointbook_server.webhooks.model import SHARED
+from pointbook_server.webhooks.quota import limits_of
 from pointbook_server.webhooks.report import QuarantineUsage, read_usage, read_waiting
 
 TOKEN_EXPIRES_SOON_MS = 14 * DAY_MS
@@ -91,13 +92,14 @@ def _full_quarantines(usage: Sequence[QuarantineUsage], settings: ServerSettings
     total = QuarantineUsage("", sum(each.webhooks for each in usage), sum(each.bytes for each in usage))
     shared = [each for each in usage if each.owner_id == SHARED]
     own = [each for each in usage if each.owner_id != SHARED]
-    for usages, webhooks_max, bytes_max, place in (
-        ([total], settings.quarantine_total_webhooks_max, settings.quarantine_total_bytes_max, "for all merchants"),
-        (shared, settings.quarantine_shared_webhooks_max, settings.quarantine_shared_bytes_max, "that merchants share"),
-        (own, settings.quarantine_webhooks_max, settings.quarantine_bytes_max, "of merchant {owner_id}"),
+    limits = limits_of(settings)
+    for usages, limit, place in (
+        ([total], limits.total, "for all merchants"),
+        (shared, limits.shared, "that merchants share"),
+        (own, limits.merchant, "of merchant {owner_id}"),
     ):
         for each in usages:
-            share = max(each.webhooks / webhooks_max, each.bytes / bytes_max)
+            share = limit.used_ratio(each.webhooks, each.bytes)
             if share >= QUARANTINE_SHARE_MAX:
                 finding = problem if share >= 1 else warning
                 text = f"{share:.0%} of the space {place.format(owner_id=each.owner_id)} is used"

@@ -27,7 +27,7 @@ SORT_ON_DISK = Statement(
     text("SELECT count(*) FROM (SELECT n FROM generate_series(1, 50000) n ORDER BY -n OFFSET 1) t")
 )
 
-Check = Callable[[Connection], Awaitable[None]]
+Check = Callable[[Connection], Awaitable[object]]
 """Raises UnusableDatabaseError, with the cause as its message, if the database cannot be used."""
 
 log = structlog.get_logger()

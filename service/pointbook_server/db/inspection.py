@@ -31,7 +31,6 @@ FIND_UNVACUUMED = Statement(
         ORDER BY relname
     """)
 )
-READ_REVISION = Statement(text("SELECT version_num FROM alembic_version"))
 
 UNLIMITED = -1
 """The connection limit of a role or a database without one."""
@@ -67,9 +66,3 @@ async def inspect_server(connection: Connection) -> ServerState:
         has_autovacuum=row.has_autovacuum,
         unvacuumed=tuple(table.name for table in tables),
     )
-
-
-async def read_revision(connection: Connection) -> str:
-    """Return the revision of the schema; empty without one."""
-    row = await connection.fetch_one(READ_REVISION)
-    return "" if row is None else str(row.version_num)

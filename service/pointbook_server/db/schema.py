@@ -67,11 +67,11 @@ class SchemaError(UnusableDatabaseError):
     """The schema, or the privileges of the role, are not what this release needs."""
 
 
-async def check_schema(connection: Connection) -> None:
-    """Raise SchemaError if tables are missing, outdated, read-only or inaccessible.
+async def check_schema(connection: Connection) -> StoredRevision:
+    """Return what the database stores about its schema.
 
     A newer revision passes, unless it took away what this release needs: the previous release continues to run while
-    its successor is rolled out.
+    its successor is rolled out. Raises SchemaError if tables are missing, outdated, read-only or inaccessible.
     """
     unusable = await connection.fetch(UNUSABLE, _needed())
     missing = sorted({row.name for row in unusable if row.is_missing})
@@ -91,6 +91,7 @@ async def check_schema(connection: Connection) -> None:
     stored = StoredRevision(row.version_num, row.compatible_from) if row else StoredRevision(None)
     if problem := find_problem(stored, all_revisions()):
         raise SchemaError(problem)
+    return stored
 
 
 def needed_privileges(table: str) -> tuple[str, ...]:

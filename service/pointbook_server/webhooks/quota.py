@@ -10,10 +10,20 @@ import time
 
 from pointbook_server.db.database import Database
 from pointbook_server.metrics import Metrics
+from pointbook_server.settings import ServerSettings
 from pointbook_server.webhooks import queries
-from pointbook_server.webhooks.model import Capacity
+from pointbook_server.webhooks.model import Capacity, QuarantineLimits
 
 SUM_LIFETIME_SECONDS = 1.0
+
+
+def limits_of(settings: ServerSettings) -> QuarantineLimits:
+    """Return the limits of quarantines in the settings."""
+    return QuarantineLimits(
+        merchant=Capacity(settings.quarantine_webhooks_max, settings.quarantine_bytes_max),
+        shared=Capacity(settings.quarantine_shared_webhooks_max, settings.quarantine_shared_bytes_max),
+        total=Capacity(settings.quarantine_total_webhooks_max, settings.quarantine_total_bytes_max),
+    )
 
 
 class TotalQuota:

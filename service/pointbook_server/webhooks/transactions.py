@@ -28,6 +28,7 @@ from pointbook_server.webhooks.model import (
 )
 from pointbook_server.webhooks.payload import read_buyer_id, read_customer_store_id, read_signed_store_id
 from pointbook_server.webhooks.quota import TotalQuota
+from pointbook_server.webhooks.report import QuarantineUsage, ReasonCount, read_usage, read_waiting
 
 
 class StoredWebhook(NamedTuple):
@@ -91,16 +92,19 @@ class QuarantineTransactions:
 
     async def refresh_metrics(self, _now_ms: int) -> None:
         """Read the usage of all quarantines, and what waits there, into the metrics."""
+
+        async def read(connection: Connection) -> tuple[list[QuarantineUsage], list[ReasonCount]]:
+            return await read_usage(connection), await read_waiting(connection)
+
         limits = self._limits
         used_ratio = limits.total.used_ratio(*await self._quota.refresh())
-        for row in await self._database.read_planned(queries.LIST_USAGE):
-            limit = limits.shared if row.merchant_id == SHARED else limits.merchant
-            used_ratio = max(used_ratio, limit.used_ratio(row.webhooks, row.bytes))
+        usage, waiting = await self._database.snapshot(read)
+        for each in usage:
+            limit = limits.shared if each.owner_id == SHARED else limits.merchant
+            used_ratio = max(used_ratio, limit.used_ratio(each.webhooks, each.bytes))
         self._metrics.quarantine_fullest_ratio.set(used_ratio)
-        params = {"state": QuarantineState.QUARANTINED.value}
-        rows = await self._database.read_planned(queries.COUNT_BY_REASON, params)
-        self._metrics.quarantine_reasons.replace({(row.reason,): row.webhooks for row in rows})
-        self._metrics.quarantine_oldest.set(min((row.oldest_at_ms for row in rows), default=0) / 1_000)
+        self._metrics.quarantine_reasons.replace({(each.reason,): each.webhooks for each in waiting})
+        self._metrics.quarantine_oldest.set(min((each.oldest_at_ms for each in waiting), default=0) / 1_000)
 
     async def proves(self, connection: Connection, merchant_id: str, store_id: str) -> bool:
         """Return whether webhooks prove that an unregistered store is this merchant's.
