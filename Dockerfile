@@ -15,7 +15,7 @@ RUN python -m venv /opt/build \
 COPY pyproject.toml README.md LICENSE ./
 COPY gen/ gen/
 COPY service/ service/
-RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels ./gen . \
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir wheels ./gen ./service/pointbook_client . \
     && /opt/build/bin/pip --python /opt/pointbook/bin/python install --no-cache-dir --no-deps --no-index wheels/*.whl
 
 FROM python:3.13-slim-trixie@sha256:3dd7cc108ec1493442514f5c2a871af6af0ec31d768ff6e378a93340c3b3db5f

@@ -23,7 +23,7 @@ setup: ## Build .venv from requirements.lock, unless it is complete; PYTHON=… 
 	@"$(PYTHON)" .ci/setup.py
 
 clean: ## Remove .venv and all build output; the data of `pointbook dev` stays (see its --reset).
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info */*.egg-info
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info */*.egg-info */*/*.egg-info
 	find service gen tests bench -name __pycache__ -prune -exec rm -rf {} +
 
 run: setup ## Run the whole system on the embedded database.
@@ -46,8 +46,8 @@ lint: setup ## Check style, types, layers, protos, the Dockerfile, the documenta
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
-	$(BIN)/buf format --diff --exit-code
-	$(BIN)/buf breaking --against $(RELEASED)
+	$(BIN)/buf format proto --diff --exit-code
+	$(BIN)/buf breaking proto --against $(RELEASED)
 	$(BIN)/hadolint Dockerfile
 	$(MAKE) --no-print-directory current
 	$(MAKE) --no-print-directory docs
@@ -60,15 +60,15 @@ current: setup ## Check that the stubs and the API reference are those of proto/
 format: setup ## Format the sources.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/buf format -w
+	$(BIN)/buf format proto -w
 
 gen: setup ## Generate the stubs and the API reference from proto/.
 	mkdir -p build $(OUT)
 	rm -f $(OUT)/pointbook/v1/*_pb2*
-	$(BIN)/python -m grpc_tools.protoc -Iproto --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	$(BIN)/python -m grpc_tools.protoc -Iproto -I$(VENV)/protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=$(OUT) --grpc_python_out=$(OUT) \
 	  --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet,generate_concrete_servicer_stubs:$(OUT) $(PROTOS)
-	$(BIN)/buf build --output build/contract.binpb
+	$(BIN)/buf build proto --output build/contract.binpb
 	rm -rf $(PAGES)
 	$(BIN)/python .ci/api_reference.py build/contract.binpb $(PAGES)
 
@@ -79,10 +79,10 @@ tables: setup ## Write the generated tables of docs/ from the code.
 	$(BIN)/python .ci/docs_tables.py
 
 released: setup ## Make the protos the released contract that `lint` checks changes against; run it at a release.
-	$(BIN)/buf build --exclude-source-info --output $(RELEASED)
+	$(BIN)/buf build proto --exclude-source-info --output $(RELEASED)
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	--no-emit-package pointbook-stubs
+	--no-emit-package pointbook-stubs --no-emit-package pointbook-client
 
 lock: setup ## Resolve the dependencies anew: for developers, and for the image.
 	$(LOCK) --upgrade --extra embedded --extra apprise --extra otel --group dev pyproject.toml -o requirements.lock

@@ -25,12 +25,22 @@ STAMP = VENV / ".installed"
 PYTHON = VENV / "bin" / "python"
 LOCK = ROOT / "requirements.lock"
 LOG = ROOT / "build" / "setup.log"
-DISTRIBUTIONS = (ROOT / "gen", ROOT)
-WHOLE = "import importlib.metadata as m, sys; m.version('pointbook'); m.version('pointbook-stubs'); sys.exit(0)"
+DISTRIBUTIONS = (ROOT / "gen", ROOT / "service" / "pointbook_client", ROOT)
+NAMES = ("pointbook-stubs", "pointbook-client", "pointbook")
+PROTOS = VENV / "protos"
+WHOLE = "import importlib.metadata as m, sys; [m.version(name) for name in sys.argv[1:]]; sys.exit(0)"
 POLL_SECONDS = 0.2
 LINE_SECONDS = 10.0
 EXIT_REFUSED = 2
 EXIT_INTERRUPTED = 130
+COMMON_PROTOS = (
+    "api/annotations.proto",
+    "api/http.proto",
+    "rpc/code.proto",
+    "rpc/error_details.proto",
+    "rpc/status.proto",
+)
+"""What the contract and its errors need of googleapis-common-protos."""
 CAUSES = (
     (r"No space left on device", "the disk is full: free at least 1 GB"),
     (
@@ -170,7 +180,7 @@ def is_usable() -> bool:
     if finished["maker"] != stamp()["maker"] or not set(finished["contents"]) <= set(contents()):
         return False
     try:
-        check = subprocess.run([str(PYTHON), "-I", "-c", WHOLE], check=False, stderr=subprocess.DEVNULL)  # noqa: S603 - our own command
+        check = subprocess.run([str(PYTHON), "-I", "-c", WHOLE, *NAMES], check=False, stderr=subprocess.DEVNULL)  # noqa: S603 - our own command
     except OSError:
         return False
     return check.returncode == 0
@@ -217,6 +227,17 @@ def install() -> None:
     run("installing packages", *pip, "--require-hashes", "-r", str(LOCK))
     own = [argument for folder in DISTRIBUTIONS for argument in ("-e", str(folder))]
     run("installing Pointbook", *pip, "--no-deps", "--no-build-isolation", *own)
+    copy_protos()
+
+
+def copy_protos() -> None:
+    """Copy the protos of Google's common types to where buf.yaml and protoc read them."""
+    shutil.rmtree(str(PROTOS), ignore_errors=True)
+    for package in VENV.glob("lib/python*/site-packages/google"):
+        for name in COMMON_PROTOS:
+            target = PROTOS / "google" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(str(package / name), str(target))
 
 
 def run(what: str, *command: str) -> None:

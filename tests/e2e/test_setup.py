@@ -47,11 +47,12 @@ class Clone:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
         (folder / "requirements.lock").write_text("")
-        (folder / "gen").mkdir()
-        (folder / "pyproject.toml").write_text(f'{PROJECT}name = "pointbook"\n[tool.setuptools]\npackages = []\n')
-        (folder / "gen" / "pyproject.toml").write_text(
-            f'{PROJECT}name = "pointbook-stubs"\n[tool.setuptools]\npackages = []\n'
-        )
+        distributions = {"pointbook": ".", "pointbook-stubs": "gen", "pointbook-client": "service/pointbook_client"}
+        for name, path in distributions.items():
+            (folder / path).mkdir(parents=True, exist_ok=True)
+            (folder / path / "pyproject.toml").write_text(
+                f'{PROJECT}name = "{name}"\n[tool.setuptools]\npackages = []\n'
+            )
         self.environment = {
             "PATH": f"{self.programs}:{os.environ['PATH']}",
             "HOME": str(folder.parent),
@@ -126,7 +127,7 @@ async def test_setup_runs_once_and_repairs_damage(clone: Clone) -> None:
     await _check_damages(clone)
 
     for name in ("service", "tests", "bench", ".pointbook"):
-        (clone.folder / name).mkdir()
+        (clone.folder / name).mkdir(exist_ok=True)
     assert (await clone.make("clean")).exit_code == 0
     assert not clone.venv.exists()
     assert (clone.folder / ".pointbook").exists(), "the database of `pointbook dev` is the developer's"

@@ -30,7 +30,7 @@ sys.stdout.buffer.write(response.SerializeToString())
 
 def breaking_changes(folder: Path) -> str:
     """Return the breaking changes of a copy of the protos."""
-    command = (BUF, "breaking", str(folder), "--against", str(folder / "proto/released.binpb"))
+    command = (BUF, "breaking", str(folder / "proto"), "--against", str(folder / "proto/released.binpb"))
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
 
@@ -39,6 +39,7 @@ def contract(tmp_path: Path) -> Path:
     """A copy of the protos and of buf's settings."""
     shutil.copytree(ROOT / "proto", tmp_path / "proto")
     shutil.copy(ROOT / "buf.yaml", tmp_path)
+    shutil.copytree(ROOT / ".venv/protos", tmp_path / ".venv/protos")
     return tmp_path
 
 
