@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := gen
+CLIENT := service/pointbook_client
 PAGES  := docs/api-reference
 AUDIT  := build/audit
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
@@ -52,17 +53,19 @@ lint: setup ## Check style, types, layers, protos, the Dockerfile, the documenta
 	$(MAKE) --no-print-directory current
 	$(MAKE) --no-print-directory docs
 
-current: setup ## Check that the stubs and the API reference are those of proto/.
-	$(MAKE) --no-print-directory gen OUT=build/gen PAGES=build/api-reference
+current: setup ## Check that the stubs, the API reference and the client are those of proto/.
+	$(MAKE) --no-print-directory gen OUT=build/gen PAGES=build/api-reference CLIENT=build/client
 	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
 	diff -r build/api-reference docs/api-reference
+	diff build/client/reasons.py service/pointbook_client/reasons.py
+	diff build/client/sync.py service/pointbook_client/sync.py
 
 format: setup ## Format the sources.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/buf format proto -w
 
-gen: setup ## Generate the stubs and the API reference from proto/.
+gen: setup ## Generate the stubs, the API reference and parts of the client from proto/.
 	mkdir -p build $(OUT)
 	rm -f $(OUT)/pointbook/v1/*_pb2*
 	$(BIN)/python -m grpc_tools.protoc -Iproto -I$(VENV)/protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
@@ -71,6 +74,10 @@ gen: setup ## Generate the stubs and the API reference from proto/.
 	$(BIN)/buf build proto --output build/contract.binpb
 	rm -rf $(PAGES)
 	$(BIN)/python .ci/api_reference.py build/contract.binpb $(PAGES)
+	mkdir -p $(CLIENT)
+	$(BIN)/python .ci/client_errors.py build/contract.binpb $(CLIENT)/reasons.py
+	$(BIN)/python .ci/sync_client.py service/pointbook_client/client.py $(CLIENT)/sync.py
+	$(BIN)/ruff format --quiet $(CLIENT)/reasons.py $(CLIENT)/sync.py
 
 docs: setup ## Build the documentation into build/docs; broken links and unlisted pages fail.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean

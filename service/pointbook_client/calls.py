@@ -1,0 +1,100 @@
+"""What all calls have in common: metadata, deadlines, errors and observers."""
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from pointbook.v1 import points_pb2
+from pointbook_client.errors import (
+    BY_CODE,
+    DOMAIN,
+    REQUEST_ID_KEY,
+    FieldViolation,
+    PointbookError,
+    read_details,
+)
+from pointbook_client.observers import CallObserver
+from pointbook_client.reasons import BY_REASON
+
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_AUTHORIZATION_KEY = "authorization"
+Metadata = tuple[tuple[str, str | bytes], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallDefaults:
+    """What a call has unless it says otherwise."""
+
+    timeout_seconds: float
+    token: Callable[[], str]
+    request_id: str = ""
+    observer: CallObserver | None = None
+
+    @contextmanager
+    def running(self, method: str, own: Iterable[tuple[str, str | bytes]] | None) -> Iterator[Metadata]:
+        """Yield the metadata of the call that is made in the block.
+
+        A request id and the token are added to its own. The observer sees the call. Raises PointbookError in place of
+        grpcio's errors.
+        """
+        sent = dict(own or ())
+        request_id = sent.setdefault(REQUEST_ID_KEY, self.request_id or secrets.token_hex(16))
+        if _AUTHORIZATION_KEY not in sent and (token := self.token()):
+            sent[_AUTHORIZATION_KEY] = f"Bearer {token}"
+        observed = self.observer.start(method) if self.observer else None
+        if observed is not None:
+            sent.update(observed.metadata())
+        # Until it ends: only a call whose caller is cancelled keeps this code.
+        code = grpc.StatusCode.CANCELLED
+        try:
+            yield tuple(sent.items())
+            code = grpc.StatusCode.OK
+        except grpc.RpcError as error:
+            failure = to_error(error, str(request_id))
+            code = failure.grpc_code
+            raise failure from None
+        finally:
+            if observed is not None:
+                observed.end(code)
+
+
+def to_error(error: Any, request_id: str) -> PointbookError:
+    """Return the exception of a failed call.
+
+    `error` is the RpcError of grpcio, of asyncio or not. `request_id` is used if the server returned none.
+    """
+    trailing = tuple((key, value) for key, value in error.trailing_metadata() or ())
+    details = read_details(trailing)
+    reason = details.info.reason if details.info.domain == DOMAIN else ""
+    code = error.code()
+    answered = next((value for key, value in trailing if key == REQUEST_ID_KEY), request_id)
+    return BY_REASON.get(reason, BY_CODE.get(code, PointbookError))(
+        code,
+        error.details() or "",
+        reason=reason,
+        metadata=dict(details.info.metadata),
+        violations=details.violations,
+        request_id=str(answered),
+        retry_delay=details.retry_delay,
+        trailing_metadata=trailing,
+    )
+
+
+def to_update_error(error: points_pb2.UpdateError, request_id: str = "") -> PointbookError:
+    """Return the exception that a call for this update alone would have raised.
+
+    `request_id` is that of the batch, which the server's log has.
+    """
+    code = _CODES.get(error.code, grpc.StatusCode.UNKNOWN)
+    return BY_REASON.get(error.reason, BY_CODE.get(code, PointbookError))(
+        code,
+        error.message,
+        reason=error.reason,
+        metadata=dict(error.metadata),
+        violations=[FieldViolation(item.field, item.description) for item in error.violations],
+        request_id=request_id,
+    )

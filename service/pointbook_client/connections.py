@@ -1,0 +1,128 @@
+"""Connections that follow their credentials, as gRPC's own are immutable."""
+
+import asyncio
+import threading
+import time
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar
+
+import grpc
+
+from pointbook_client.options import ConnectSettings
+from pointbook_client.tls import CredentialsSource
+
+CREDENTIALS_CHECK_SECONDS = 1.0
+"""The interval at which a connection checks whether its credentials have changed."""
+REPLACED_CHANNEL_SECONDS = 60.0
+"""How long a replaced channel stays open for its calls."""
+
+C = TypeVar("C", bound="grpc.Channel | grpc.aio.Channel")
+
+
+class Connection(ABC, Generic[C]):
+    """A channel of grpcio that is replaced when its credentials change.
+
+    Running calls finish on the replaced one. Without a source of credentials it is in plaintext.
+    """
+
+    def __init__(self, settings: ConnectSettings) -> None:
+        self._target = settings.target
+        self._options = settings.channel_options
+        self._source = settings.credentials
+        self._lock = threading.Lock()
+        self._credentials = self._source() if self._source else None
+        self._channel = self._open(self._credentials)
+        self._checked_at = time.monotonic()
+
+    def channel(self) -> C:
+        """Return the channel for new calls."""
+        if self._source is not None and time.monotonic() - self._checked_at >= CREDENTIALS_CHECK_SECONDS:
+            with self._lock:
+                self._renew(self._source)
+        return self._channel
+
+    def _renew(self, source: CredentialsSource) -> None:
+        """Replace the channel if its credentials have changed."""
+        self._checked_at = time.monotonic()
+        credentials = source()
+        if credentials is not self._credentials:
+            replaced = self._channel
+            self._credentials, self._channel = credentials, self._open(credentials)
+            self._close_later(replaced)
+
+    @abstractmethod
+    def _open(self, credentials: grpc.ChannelCredentials | None) -> C:
+        """Open a channel of grpcio."""
+
+    @abstractmethod
+    def _close_later(self, replaced: C) -> None:
+        """Close a channel after its calls have ended."""
+
+
+class AioConnection(Connection[grpc.aio.Channel]):
+    """A connection of the running event loop."""
+
+    def __init__(self, settings: ConnectSettings) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._closing: set[asyncio.Task[None]] = set()
+        super().__init__(settings)
+
+    def _open(self, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+        if credentials is None:
+            return grpc.aio.insecure_channel(self._target, options=self._options)
+        return grpc.aio.secure_channel(self._target, credentials, options=self._options)
+
+    def _close_later(self, replaced: grpc.aio.Channel) -> None:
+        task = self._loop.create_task(_close_after_calls(replaced))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self, grace: float | None) -> None:
+        """Close the current and all replaced channels."""
+        await self._channel.close(grace)
+        closing = tuple(self._closing)
+        for task in closing:
+            task.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
+
+
+class SyncConnection(Connection[grpc.Channel]):
+    """A connection for threads."""
+
+    def __init__(self, settings: ConnectSettings) -> None:
+        self._replaced: list[tuple[float, grpc.Channel]] = []
+        super().__init__(settings)
+
+    def _open(self, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+        if credentials is None:
+            return grpc.insecure_channel(self._target, options=self._options)
+        return grpc.secure_channel(self._target, credentials, options=self._options)
+
+    def _close_later(self, replaced: grpc.Channel) -> None:
+        """Close the channels that were replaced long ago.
+
+        A thread for this would delay the end of the program.
+        """
+        now = time.monotonic()
+        for replaced_at, channel in self._replaced:
+            if now - replaced_at >= REPLACED_CHANNEL_SECONDS:
+                channel.close()
+        self._replaced = [(at, channel) for at, channel in self._replaced if now - at < REPLACED_CHANNEL_SECONDS]
+        self._replaced.append((now, replaced))
+
+    def close(self) -> None:
+        """Close the current and all replaced channels."""
+        self._channel.close()
+        for _, channel in self._replaced:
+            channel.close()
+
+
+async def _close_after_calls(replaced: grpc.aio.Channel) -> None:
+    """Close a replaced channel after its calls have ended.
+
+    gRPC's own grace ignores calls that have just started.
+    """
+    try:
+        await asyncio.sleep(REPLACED_CHANNEL_SECONDS)
+    finally:
+        await replaced.close()

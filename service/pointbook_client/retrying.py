@@ -1,0 +1,89 @@
+"""Retries that gRPC does not make itself: of the updates in a batch."""
+
+import random
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+
+import grpc
+
+from pointbook.v1 import points_pb2
+from pointbook_client.calls import to_update_error
+from pointbook_client.errors import PointbookError
+
+RETRY_SECONDS = 120.0
+"""How long updates are sent again before the client gives up."""
+PAUSE_SECONDS_MIN = 0.1
+PAUSE_SECONDS_MAX = 4.0
+"""The pause before a retry doubles from the minimum to the maximum."""
+UPDATES_MAX = 1_000
+"""The most updates of a call."""
+UpdateResult = points_pb2.ApplyPointsUpdateResponse | PointbookError
+_RETRIABLE_CODES = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        # gRPC refuses calls with it while too many wait for the server.
+        grpc.StatusCode.CANCELLED,
+    }
+)
+
+
+def may_succeed_later(error: PointbookError) -> bool:
+    """Return whether the same update may be accepted when it is sent again."""
+    return error.grpc_code in _RETRIABLE_CODES
+
+
+def retry_pauses() -> Iterator[float]:
+    """Yield the pauses before the retries of a call, in seconds, with jitter."""
+    pause = PAUSE_SECONDS_MIN
+    while True:
+        yield random.uniform(pause / 2, pause)  # noqa: S311 - only jitter
+        pause = min(pause * 2, PAUSE_SECONDS_MAX)
+
+
+def pause_before_retry(pause: float, failures: Sequence[PointbookError]) -> float:
+    """Return a pause that is not shorter than the server asks for."""
+    delays = (error.retry_delay or timedelta(0) for error in failures)
+    return max([pause, *(delay.total_seconds() for delay in delays)])
+
+
+class UpdateBatch:
+    """Updates on their way, each until it has a result."""
+
+    def __init__(self, updates: Sequence[points_pb2.PointsUpdate], *, outcomes_only: bool) -> None:
+        self._updates = updates
+        self._outcomes_only = outcomes_only
+        self._results: list[UpdateResult | None] = [None] * len(updates)
+        self._open = list(range(len(updates)))
+
+    def request(self) -> points_pb2.BatchApplyPointsUpdatesRequest | None:
+        """Return the request for the next updates without a result; None if all have one."""
+        if not self._open:
+            return None
+        return points_pb2.BatchApplyPointsUpdatesRequest(
+            updates=[self._updates[index] for index in self._open[:UPDATES_MAX]], outcomes_only=self._outcomes_only
+        )
+
+    def receive(self, response: points_pb2.BatchApplyPointsUpdatesResponse) -> list[PointbookError]:
+        """Store the results of a request.
+
+        Returns the errors of updates that are to be sent again.
+        """
+        sent, self._open = self._open[:UPDATES_MAX], self._open[UPDATES_MAX:]
+        failures = []
+        for index, result in zip(sent, response.results, strict=True):
+            error = to_update_error(result.error) if result.HasField("error") else None
+            if error is not None and may_succeed_later(error):
+                failures.append(error)
+                self._open.append(index)
+            else:
+                self._results[index] = error or result.response
+        # An account's updates keep their order.
+        self._open.sort()
+        return failures
+
+    def results(self) -> list[UpdateResult]:
+        """Return the result of each update, in their order."""
+        return [result for result in self._results if result is not None]
