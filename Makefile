@@ -59,6 +59,7 @@ current: setup ## Check that the stubs, the API reference and the client are tho
 	diff -r build/api-reference docs/api-reference
 	diff build/client/reasons.py service/pointbook_client/reasons.py
 	diff build/client/sync.py service/pointbook_client/sync.py
+	diff deploy/client/service-config.json service/pointbook_client/service-config.json
 
 format: setup ## Format the sources.
 	$(BIN)/ruff check --fix .
@@ -78,6 +79,7 @@ gen: setup ## Generate the stubs, the API reference and parts of the client from
 	$(BIN)/python .ci/client_errors.py build/contract.binpb $(CLIENT)/reasons.py
 	$(BIN)/python .ci/sync_client.py service/pointbook_client/client.py $(CLIENT)/sync.py
 	$(BIN)/ruff format --quiet $(CLIENT)/reasons.py $(CLIENT)/sync.py
+	cp deploy/client/service-config.json $(CLIENT)/
 
 docs: setup ## Build the documentation into build/docs; broken links and unlisted pages fail.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
