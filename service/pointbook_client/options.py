@@ -31,7 +31,7 @@ class ConnectOptions(TypedDict, total=False):
     observer: CallObserver
     """Sees every call, such as `pointbook_client.otel.OpenTelemetry()`."""
     channel_options: ChannelOptions
-    """More options of gRPC's channel, which come before those of the client."""
+    """More options of gRPC's channel, which replace those of the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def connect_settings(
     )
     return ConnectSettings(
         target=address,
-        channel_options=(*options.get("channel_options", ()), *own),
+        channel_options=tuple(({**dict(own), **dict(options.get("channel_options", ()))}).items()),
         credentials=tls.credentials_source() if isinstance(tls, Tls) else tls,
         defaults=CallDefaults(
             timeout_seconds=options.get("timeout", DEFAULT_TIMEOUT_SECONDS),
