@@ -48,6 +48,16 @@ def settings_frame(settings: Mapping[int, int]) -> bytes:
     return frame(Frame.SETTINGS, b"".join(struct.pack(">HI", *item) for item in settings.items()))
 
 
+async def read_frame(reader: asyncio.StreamReader) -> tuple[int, int, int, bytes]:
+    """Return the type, the flags, the stream and the payload of the next frame.
+
+    Raises IncompleteReadError at the end, and OSError.
+    """
+    header = await reader.readexactly(FRAME_HEADER_BYTES)
+    payload = await reader.readexactly(int.from_bytes(header[:3]))
+    return header[3], header[4], int.from_bytes(header[5:]) & 0x7FFF_FFFF, payload
+
+
 def header_block(headers: Iterable[tuple[str, str]]) -> bytes:
     """Return a header block of literals that use no table."""
     return b"".join(b"\x00" + _literal(name) + _literal(value) for name, value in headers)
@@ -80,6 +90,31 @@ def header_value(block: bytes, name: str) -> str:
     """
     start = block.find(name.encode()) + len(name)
     return block[start + 1 : start + 1 + block[start]].decode() if start >= len(name) else ""
+
+
+@contextlib.asynccontextmanager
+async def dying_server() -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Run a server that ends at its first call, as if it was killed.
+
+    Yields its port, and an event that is set when it has ended.
+    """
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(settings_frame({}))
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            await reader.readexactly(len(PREFACE))
+            while (await read_frame(reader))[0] != Frame.HEADERS:
+                pass
+            ended.set()
+        server.close()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], ended
+    finally:
+        server.close()
 
 
 class Http2Connection:
@@ -185,10 +220,7 @@ class Http2Connection:
     async def _read(self) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
-                header = await self._reader.readexactly(FRAME_HEADER_BYTES)
-                size, kind, flags = int.from_bytes(header[:3]), header[3], header[4]
-                stream_id = int.from_bytes(header[5:]) & 0x7FFF_FFFF
-                self._take(kind, flags, stream_id, await self._reader.readexactly(size))
+                self._take(*await read_frame(self._reader))
         self.closed.set()
         self._window_grew.set()
         self.stream_ended.set()

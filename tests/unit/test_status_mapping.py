@@ -1,5 +1,6 @@
 """The mapping of reasons to gRPC statuses, and the contents of a status."""
 
+import json
 from typing import Any
 
 import pytest
@@ -12,7 +13,14 @@ from pointbook_server.errors import FieldViolation, PointbookError, store_not_fo
 from pointbook_server.reasons import REASONS, Reason, Retry
 from pointbook_server.redemption.status_codes import STATUS_CODES
 from pointbook_server.redemption.violations import Violation, sort_violations, to_error
-from pointbook_server.rpc.status_mapping import grpc_code, to_status
+from pointbook_server.rpc.status_mapping import (
+    ATTEMPT_SECONDS,
+    PUSHBACK_SECONDS_MAX,
+    grpc_code,
+    retry_pushback,
+    to_status,
+)
+from support.envoy import SERVICE_CONFIG
 
 STATUS_BYTES_MAX = 4_096
 NEVER_ERRORS = {Reason.REDEEMABLE, Reason.CODE_NOT_ISSUED}
@@ -138,6 +146,45 @@ def test_retry_info_names_the_delay(seconds: float, expected_ms: int) -> None:
     status = to_status(PointbookError(Reason.DELIVERY_FAILED, "No.", retry_after_seconds=seconds))
 
     assert expected_ms == detail(status, RetryInfo).retry_delay.ToMilliseconds()
+
+
+def pushback(reason: Reason, seconds: float | None, remaining_seconds: float | None = None) -> str | None:
+    """Return what a client's retry policy is told, None for nothing."""
+    metadata = dict(retry_pushback(PointbookError(reason, "No.", retry_after_seconds=seconds), remaining_seconds))
+    assert set(metadata) <= {"grpc-retry-pushback-ms"}
+    return metadata.get("grpc-retry-pushback-ms")
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_retry_is_forbidden_unless_the_reason_can_pass(reason: Reason) -> None:
+    can_pass = REASONS[reason].retry in {Retry.SOON, Retry.LATER} and reason is not Reason.DEADLINE_EXCEEDED
+
+    assert pushback(reason, None) == (None if can_pass else "-1")
+    assert pushback(reason, 0.25) == ("250" if can_pass else "-1")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "remaining_seconds", "expected"),
+    [
+        (0.0, None, None),
+        (1.009, None, "1009"),
+        (PUSHBACK_SECONDS_MAX, None, "2000"),
+        (PUSHBACK_SECONDS_MAX + 0.001, None, "-1"),
+        (1.0, 1.0 + ATTEMPT_SECONDS, "1000"),
+        (1.0, 1.0 + ATTEMPT_SECONDS - 0.001, "-1"),
+        (None, 0.001, None),
+    ],
+)
+def test_a_retry_waits_for_a_short_delay_only(
+    seconds: float | None, remaining_seconds: float | None, expected: str | None
+) -> None:
+    assert pushback(Reason.QUEUE_FULL, seconds, remaining_seconds) == expected
+
+
+def test_a_client_waits_no_longer_for_the_server_than_by_its_own_policy() -> None:
+    (method_config,) = json.loads(SERVICE_CONFIG.read_text())["methodConfig"]
+
+    assert method_config["retryPolicy"]["maxBackoff"] == f"{PUSHBACK_SECONDS_MAX:g}s"
 
 
 def test_few_violations_are_all_included() -> None:

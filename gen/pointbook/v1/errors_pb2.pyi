@@ -596,7 +596,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     resource that google.rpc.ResourceInfo names, and the metadata of ErrorInfo with examples. Metadata never contains
     an identifier of a person. The last line states whether the same call can succeed when it is repeated: "soon" means
     with exponential backoff, and not before google.rpc.RetryInfo if the error has one. UNAVAILABLE is used only for
-    reasons with "yes, soon", so that a standard gRPC retry policy makes no useless calls.
+    reasons with "yes, soon". The trailing metadata `grpc-retry-pushback-ms` tell a standard gRPC retry policy the same,
+    so that it makes no useless calls: -1 for no retry, or the delay of RetryInfo if it is at most 2 seconds.
 
     Refused redemptions carry two more metadata keys: `status_code`, and `violations` with every code and reason.
 

@@ -24,7 +24,7 @@ from pointbook_server.rpc.pacer import Pacer
 from pointbook_server.rpc.request_fields import parse
 from pointbook_server.rpc.request_reader import RequestReader
 from pointbook_server.rpc.running_calls import current_task
-from pointbook_server.rpc.status_mapping import abort
+from pointbook_server.rpc.status_mapping import NO_RETRY, abort
 
 SERVICE_NAME = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 READ_SECONDS_MAX = 2.0
@@ -263,7 +263,7 @@ class HealthService:
 
     async def _check(self, service: str, context: Any, stream: _Stream) -> None:
         if service not in self._services:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service", trailing_metadata=NO_RETRY)
         await self._write(context, Status.SERVING if self._is_serving else Status.NOT_SERVING, stream)
 
     async def _watch(self, service: str, context: Any, stream: _Stream) -> None:

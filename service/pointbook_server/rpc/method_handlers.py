@@ -24,7 +24,7 @@ from pointbook_server.rpc.pacer import Pacer
 from pointbook_server.rpc.request_fields import parse
 from pointbook_server.rpc.request_reader import RequestReader
 from pointbook_server.rpc.running_calls import RunningCalls, current_task
-from pointbook_server.rpc.status_mapping import abort, grpc_code
+from pointbook_server.rpc.status_mapping import NO_RETRY, abort, grpc_code
 
 PACKAGE = "/pointbook.v1."
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
@@ -225,7 +225,7 @@ class MethodHandlers(grpc.GenericRpcHandler):
         """End a call with UNIMPLEMENTED if its caller has a valid token."""
         await self._authenticator.authenticate(bearer, context)
         # Not by `set_code`, with which a client of a stream would receive an empty message first.
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!", trailing_metadata=NO_RETRY)
 
     def _to_error(self, raised: BaseException, task: asyncio.Task[Any], request_id: str) -> PointbookError:
         """Return the error that the caller gets. Log a defect.
