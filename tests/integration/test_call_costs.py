@@ -14,7 +14,7 @@ from pointbook.v1 import points_pb2, redemption_pb2
 from support.call_costs import Cost, measure_calls
 from support.clocks import NOW_MS, at
 from support.codes import add_customers, issue_and_read_code
-from support.redemption import customer_ref, earn, redeem_request, validate_request
+from support.redemption import customer_ref, earn, redeem, redeem_request, validate_request
 from support.servers import Service
 from support.shops import Shop
 
@@ -36,6 +36,10 @@ COSTS = {
 
 WITH_CODE = Cost(20, 4_780)
 """The figures of RedeemPoints with a one-time code."""
+
+
+REVERSAL = Cost(11, 2_040)
+"""The figures of ReverseRedemption, by the id of a redemption that drew on the customer's only account."""
 
 
 def assert_cost(cost: Cost, goal: Cost) -> None:
@@ -113,3 +117,26 @@ async def test_the_cost_of_a_redemption_with_a_code_is_known(
     figure("RedeemPoints with a code: round trips to the database", cost.round_trips, f"{WITH_CODE.round_trips}")
     figure("RedeemPoints with a code: calls of functions", cost.function_calls, f"about {WITH_CODE.function_calls:,}")
     assert_cost(cost, WITH_CODE)
+
+
+async def test_the_cost_of_a_reversal_is_known(
+    service: Service, admin_token: str, shop: Shop, figure: Callable[[str, float | str, str], None]
+) -> None:
+    await service.client.put_program(shop.merchant_id, shop.store_id)
+    requests = []
+    for buyer in map(buyer_of, range(CALLS)):
+        await earn(service.client, shop, 300, buyer)
+        made = await redeem(service.client, redeem_request(shop, customer=customer_ref(shop, buyer)))
+        requests.append(
+            redemption_pb2.ReverseRedemptionRequest(
+                merchant_id=shop.merchant_id,
+                redemption_id=made.redemption_id,
+                external_reference_number=f"reversal-of-{buyer}",
+            )
+        )
+
+    cost = await measure_calls(service.server, admin_token, "RedemptionService/ReverseRedemption", requests)
+
+    figure("ReverseRedemption: round trips to the database", cost.round_trips, f"{REVERSAL.round_trips}")
+    figure("ReverseRedemption: calls of functions", cost.function_calls, f"about {REVERSAL.function_calls:,}")
+    assert_cost(cost, REVERSAL)

@@ -212,8 +212,9 @@ async def test_current_active_points_cover_group_and_other_programs(client: Clie
     )
 
     assert [(await get_redemption(client, made)).current_active_points for made in (alone, pooled)] == [280, 350]
+    assert [(await reverse(client, made, 5)).current_active_points for made in (alone, pooled)] == [285, 360]
     await client.put_program(shop.merchant_id, store, program_id=2, criteria={})
-    assert [(await get_redemption(client, made)).current_active_points for made in (alone, pooled)] == [280, 280]
+    assert [(await get_redemption(client, made)).current_active_points for made in (alone, pooled)] == [290, 290]
 
 
 async def test_page_takes_as_many_statements_as_one_redemption(client: Client, shop: Shop) -> None:

@@ -329,7 +329,9 @@ async def test_pool_points_are_held_and_reversed_in_their_accounts(client: Clien
 
     held = [(await account_points(client, shop, name))[2] for name in ("ada", "bob", "cyd")]
     assert (sum(held), held[2]) == (25, 0)
-    await reverse(client, redemption)
+    part = await reverse(client, redemption, 5)
+    whole = await reverse(client, redemption)
+    assert [made.current_active_points for made in (part, whole)] == [10, 30]
     assert [(await account_points(client, shop, name))[2] for name in ("ada", "bob", "cyd")] == [0, 0, 0]
     assert await active_points(client, group_request(shop, 1, FAMILY, "bob")) == 30
 

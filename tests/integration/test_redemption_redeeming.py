@@ -335,6 +335,27 @@ async def test_repeated_reversal_is_idempotent(client: Client, shop: Shop) -> No
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REFERENCE_REUSED")
 
 
+async def test_a_reversal_returns_the_points_that_are_active_after_it(client: Client, shop: Shop) -> None:
+    redemption = await redeem(client, redeem_request(shop, 100))
+    part = await reverse(client, redemption, 30)
+    again = await redeem(client, redeem_request(shop, 50))
+    whole = await reverse(client, redemption)
+
+    assert [made.current_active_points for made in (part, whole)] == [430, 450]
+    assert {made.active_points for made in (redemption, part, whole)} == {400}
+    assert (await get_redemption(client, again)).current_active_points == 450
+
+
+async def test_a_repeated_reversal_returns_the_points_that_are_active_by_now(client: Client, shop: Shop) -> None:
+    redemption = await redeem(client, redeem_request(shop, 100))
+    reference = unique("reversal")
+    first = await reverse(client, redemption, external_reference_number=reference)
+    await redeem(client, redeem_request(shop, 150))
+    repeated = await reverse(client, redemption, external_reference_number=reference)
+
+    assert (first.current_active_points, repeated.current_active_points) == (500, 350)
+
+
 async def test_redemption_is_reversed_by_reference(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, redeem_request(shop, 100))
     changes: dict[str, Any] = {"redemption_id": None, "redeemed_reference_number": redemption.external_reference_number}

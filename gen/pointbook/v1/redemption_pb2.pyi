@@ -865,8 +865,8 @@ class Redemption(_message.Message):
     """reversals_truncated is true if the redemption has more than 100 reversals."""
     current_active_points: _builtins.int
     """current_active_points are the points that the same customer can redeem from now, in this program and group, with
-    this `group_redemption` and the program's current settings. Only GetRedemption and ListRedemptions set it,
-    because it takes additional reads.
+    this `group_redemption` and the program's current settings. Only GetRedemption, ListRedemptions and
+    ReverseRedemption set it, because it takes additional reads.
     """
     @_builtins.property
     def draws(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedemptionDraw]:
@@ -1068,7 +1068,9 @@ class ReverseRedemptionResponse(_message.Message):
     REDEMPTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def redemption(self) -> Global___Redemption:
-        """redemption is the redemption after the reversal."""
+        """redemption is the redemption after the reversal. Its `current_active_points` are the points that the customer
+        can redeem from now, also if the call is a repeated one. Its `active_points` remain those after the redemption.
+        """
 
     def __init__(
         self,

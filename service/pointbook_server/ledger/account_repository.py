@@ -201,11 +201,12 @@ class AccountRepository:
             await self._connection.execute(queries.DELETE_REFUSALS, self._params({"event_ids": sorted(event_ids)}))
 
     async def write_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
-        """Write the holds of locked accounts."""
+        """Write the holds of locked accounts. `accounts` then has them."""
         values = [(*key, rows.holds_to_json(account_holds)) for key, account_holds in sorted(holds.items())]
         params = self._params(rows.to_columns(queries.KEY_COLUMNS | {"holds": ""}, values))
         await self._connection.execute(queries.WRITE_HOLDS, params)
         self.holds |= holds
+        self.accounts |= {key: replace(self.accounts[key], holds=account_holds) for key, account_holds in holds.items()}
 
     async def record_settlement(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
         """Record that an entry of a locked account settled a redemption.

@@ -88,7 +88,7 @@ class AccountRepository(Protocol):
         """Return the times of events."""
 
     async def write_holds(self, holds: Mapping[AccountKey, tuple[Hold, ...]]) -> None:
-        """Write the holds of locked accounts."""
+        """Write the holds of locked accounts. `accounts` then has them."""
 
     async def record_settlement(self, event_id: str, redemption_id: str, settled_redemption_id: str) -> None:
         """Record that an entry settled a redemption.

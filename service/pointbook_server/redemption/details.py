@@ -5,20 +5,19 @@ an account whose row lacks the lots to compute its active points takes more.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pointbook_server.customers.model import key_of_ref
 from pointbook_server.db.database import Connection
 from pointbook_server.redemption import queries
 from pointbook_server.redemption.allocation import SourceAccount
 from pointbook_server.redemption.assessment import (
-    NO_ACCOUNT,
     GroupRef,
     RedemptionRequest,
     own_sources,
     redeemable_sources,
 )
-from pointbook_server.redemption.context_loader import OpenCustomers, OpenLedger, Programs
+from pointbook_server.redemption.context_loader import AccountRepository, OpenCustomers, OpenLedger, Programs
 from pointbook_server.redemption.model import IdempotencyContent, Redemption, RedemptionDetails, StoredReversal
 
 REVERSALS_MAX = 100
@@ -56,16 +55,10 @@ class DetailsLoader:
         self, connection: Connection, merchant_id: str, contents: Iterable[IdempotencyContent], now_ms: int
     ) -> dict[IdempotencyContent, int]:
         """Return the points that are active now for each content."""
-        sources = await self._load_sources(connection, merchant_id, list(contents))
-        ledger = self._open_ledger(connection, merchant_id)
-        await ledger.read({source.key for content_sources in sources.values() for source in content_sources})
-        accounts = {key: await ledger.load_lots(key, account, now_ms) for key, account in ledger.accounts.items()}
-        return {
-            content: sum(accounts.get(source.key, NO_ACCOUNT).points_at(now_ms).active for source in content_sources)
-            for content, content_sources in sources.items()
-        }
+        sources = await self.load_sources(connection, merchant_id, list(contents))
+        return await sum_active_points(self._open_ledger(connection, merchant_id), sources, now_ms)
 
-    async def _load_sources(
+    async def load_sources(
         self, connection: Connection, merchant_id: str, contents: Sequence[IdempotencyContent]
     ) -> dict[IdempotencyContent, tuple[SourceAccount, ...]]:
         """Return the accounts that each content could draw on now."""
@@ -90,6 +83,26 @@ class DetailsLoader:
             request = _to_request(merchant_id, content)
             sources[content] = redeemable_sources(request, drawable, own, groups.get(content.group_id))
         return sources
+
+
+async def sum_active_points(
+    ledger: AccountRepository, sources: Mapping[IdempotencyContent, Iterable[SourceAccount]], now_ms: int
+) -> dict[IdempotencyContent, int]:
+    """Return the points that are active in the accounts of each content.
+
+    Accounts that the ledger has read before are not read again.
+    """
+    keys = {source.key for content_sources in sources.values() for source in content_sources}
+    if unread := keys.difference(ledger.accounts):
+        await ledger.read(unread)
+    active = {
+        key: (await ledger.load_lots(key, ledger.accounts[key], now_ms)).points_at(now_ms).active
+        for key in keys.intersection(ledger.accounts)
+    }
+    return {
+        content: sum(active.get(source.key, 0) for source in content_sources)
+        for content, content_sources in sources.items()
+    }
 
 
 def _to_request(merchant_id: str, content: IdempotencyContent) -> RedemptionRequest:

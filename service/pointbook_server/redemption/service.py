@@ -243,10 +243,11 @@ class RedemptionService:
             merchant_id, filters, self._clock(), before=before, limit=limit
         )
 
-    async def reverse(self, command: ReverseCommand) -> Redemption:
+    async def reverse(self, command: ReverseCommand) -> tuple[Redemption, int]:
         """Reverse points once per reference.
 
-        Raises REDEMPTION_NOT_FOUND, REFERENCE_REUSED, ALREADY_REVERSED and REDEMPTION_SETTLED.
+        Return the redemption after that, and the points that its customer could redeem then in the same way. Raises
+        REDEMPTION_NOT_FOUND, REFERENCE_REUSED, ALREADY_REVERSED and REDEMPTION_SETTLED.
         """
         redemption_id = command.redemption_id
         if not redemption_id:

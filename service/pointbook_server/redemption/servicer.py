@@ -122,8 +122,10 @@ class RedemptionServicer(redemption_pb2_grpc.RedemptionServiceServicer):
         fields = Fields()
         command = read_reverse_command(fields, request, current_principal.get().token_id)
         fields.check()
-        redemption = await self._service.reverse(command)
-        return redemption_pb2.ReverseRedemptionResponse(redemption=write_redemption(redemption, self._clock()))
+        redemption, current_active_points = await self._service.reverse(command)
+        message = write_redemption(redemption, self._clock())
+        message.current_active_points = current_active_points
+        return redemption_pb2.ReverseRedemptionResponse(redemption=message)
 
     async def SettleRedemption(
         self, request: redemption_pb2.SettleRedemptionRequest, _context: object

@@ -25,7 +25,7 @@ from pointbook_server.redemption.context_loader import (
     OpenLedger,
     Programs,
 )
-from pointbook_server.redemption.details import DetailsLoader
+from pointbook_server.redemption.details import DetailsLoader, sum_active_points
 from pointbook_server.redemption.model import (
     HoldState,
     Redemption,
@@ -167,35 +167,22 @@ class RedemptionTransactions:
             redemptions = list(map(queries.read_redemption, await connection.fetch(statement, params)))
             return await self._details_loader.load(connection, merchant_id, redemptions, now_ms)
 
-    async def reverse(self, reversal: Reversal) -> Redemption:
-        """Reverse points once per reference, and return the redemption after that.
+    async def reverse(self, reversal: Reversal) -> tuple[Redemption, int]:
+        """Reverse points once per reference.
 
-        Raises REDEMPTION_NOT_FOUND, REFERENCE_REUSED, ALREADY_REVERSED and REDEMPTION_SETTLED.
+        Return the redemption after that, and the points that its customer could redeem then in the same way. Raises
+        REDEMPTION_NOT_FOUND, REFERENCE_REUSED, ALREADY_REVERSED and REDEMPTION_SETTLED.
         """
-        merchant_id = reversal.merchant_id
+        merchant_id, redemption_id = reversal.merchant_id, reversal.redemption_id
 
-        async def work(connection: Connection) -> Redemption:
-            redemption, ledger = await self._lock_redemption(connection, merchant_id, reversal.redemption_id)
-            key = {"merchant_id": merchant_id, "reference": reversal.reference}
-            if row := await connection.fetch_one(queries.READ_REVERSAL, key):
-                if (row.redemption_id, row.points) != (reversal.redemption_id, reversal.points):
-                    raise reference_reused(reversal.reference)
-                return redemption
-            reversed_redemption = redemption.reverse(reversal.points)
-            params = key | {
-                "redemption_id": reversal.redemption_id,
-                "points": reversal.points,
-                "notes": reversal.notes,
-                "now_ms": reversal.at_ms,
-                "redeemer": redemption.content.redeemer,
-                "reversed_points": reversed_redemption.reversed_points - redemption.reversed_points,
-                "actor": reversal.actor,
-            }
-            if not await connection.count_written(queries.INSERT_REVERSAL, params):
-                raise RetryTransactionError  # A concurrent call has inserted the reference.
-            await update_redemption(connection, reversed_redemption)
-            await ledger.write_holds(_holds_after_reversal(ledger, reversed_redemption))
-            return reversed_redemption
+        async def work(connection: Connection) -> tuple[Redemption, int]:
+            redemption = await _read_redemption(connection, merchant_id, redemption_id)
+            # Before the locks, which then are not held for longer.
+            sources = await self._details_loader.load_sources(connection, merchant_id, [redemption.content])
+            redemption, ledger = await self._lock_redemption(connection, redemption)
+            redemption = await _reverse_once(connection, ledger, redemption, reversal)
+            active_points = await sum_active_points(ledger, sources, reversal.at_ms)
+            return redemption, active_points[redemption.content]
 
         return await self._database.transaction(work, planned_once=True)
 
@@ -208,7 +195,9 @@ class RedemptionTransactions:
         """
 
         async def work(connection: Connection) -> Redemption:
-            redemption, ledger = await self._lock_redemption(connection, merchant_id, redemption_id)
+            redemption, ledger = await self._lock_redemption(
+                connection, await _read_redemption(connection, merchant_id, redemption_id)
+            )
             if redemption.reversed_points == redemption.content.points:
                 raise already_reversed(redemption)
             keys = [hold.key for hold in redemption.holds]
@@ -274,17 +263,55 @@ class RedemptionTransactions:
         return await self._database.transaction(work, planned_once=True)
 
     async def _lock_redemption(
-        self, connection: Connection, merchant_id: str, redemption_id: str
+        self, connection: Connection, redemption: Redemption
     ) -> tuple[Redemption, AccountRepository]:
-        """Lock a redemption, after the accounts on which it has holds, which never change."""
-        params = {"merchant_id": merchant_id, "redemption_id": redemption_id}
-        row = await connection.fetch_one(queries.READ_BY_ID, params)
-        if row is None:
-            raise redemption_not_found(redemption_id)
-        ledger = self._open_ledger(connection, merchant_id)
-        await ledger.lock({hold.key for hold in queries.read_redemption(row).holds})
-        (row,) = await connection.fetch(queries.LOCK, {"merchant_id": merchant_id, "redemption_ids": [redemption_id]})
+        """Lock a redemption, after the accounts on which it has holds, which never change.
+
+        Return it as it is under the lock.
+        """
+        ledger = self._open_ledger(connection, redemption.merchant_id)
+        await ledger.lock({hold.key for hold in redemption.holds})
+        params = {"merchant_id": redemption.merchant_id, "redemption_ids": [redemption.redemption_id]}
+        (row,) = await connection.fetch(queries.LOCK, params)
         return queries.read_redemption(row), ledger
+
+
+async def _read_redemption(connection: Connection, merchant_id: str, redemption_id: str) -> Redemption:
+    """Return a redemption without locking it. Raises REDEMPTION_NOT_FOUND."""
+    params = {"merchant_id": merchant_id, "redemption_id": redemption_id}
+    row = await connection.fetch_one(queries.READ_BY_ID, params)
+    if row is None:
+        raise redemption_not_found(redemption_id)
+    return queries.read_redemption(row)
+
+
+async def _reverse_once(
+    connection: Connection, ledger: AccountRepository, redemption: Redemption, reversal: Reversal
+) -> Redemption:
+    """Reverse points of a locked redemption, and return it after that.
+
+    Only return it if the reversal was made before. Raises REFERENCE_REUSED, ALREADY_REVERSED and REDEMPTION_SETTLED.
+    """
+    key = {"merchant_id": reversal.merchant_id, "reference": reversal.reference}
+    if row := await connection.fetch_one(queries.READ_REVERSAL, key):
+        if (row.redemption_id, row.points) != (reversal.redemption_id, reversal.points):
+            raise reference_reused(reversal.reference)
+        return redemption
+    reversed_redemption = redemption.reverse(reversal.points)
+    params = key | {
+        "redemption_id": reversal.redemption_id,
+        "points": reversal.points,
+        "notes": reversal.notes,
+        "now_ms": reversal.at_ms,
+        "redeemer": redemption.content.redeemer,
+        "reversed_points": reversed_redemption.reversed_points - redemption.reversed_points,
+        "actor": reversal.actor,
+    }
+    if not await connection.count_written(queries.INSERT_REVERSAL, params):
+        raise RetryTransactionError  # A concurrent call has inserted the reference.
+    await update_redemption(connection, reversed_redemption)
+    await ledger.write_holds(_holds_after_reversal(ledger, reversed_redemption))
+    return reversed_redemption
 
 
 async def _find_by_references(connection: Connection, merchant_id: str, references: Iterable[str]) -> list[Redemption]:
