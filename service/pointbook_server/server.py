@@ -8,8 +8,6 @@ from typing import Any
 
 import grpc
 import structlog
-from grpc_reflection.v1alpha import reflection
-from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from pointbook_common.metric_registry import observe_loop_lag
 from pointbook_common.metrics_endpoint import MetricsEndpoint, exposition_of, listen
@@ -34,6 +32,7 @@ from pointbook_server.rpc.health import HealthService
 from pointbook_server.rpc.listening import grpc_options, health_options, open_port
 from pointbook_server.rpc.method_handlers import MethodHandlers
 from pointbook_server.rpc.pacer import Pacer
+from pointbook_server.rpc.reflection import add_reflection
 from pointbook_server.rpc.running_calls import RunningCalls
 from pointbook_server.rpc.tls import tls_source
 from pointbook_server.services import SERVICE_NAMES, Services
@@ -203,8 +202,7 @@ class Server:
         server: Any = handlers  # Generated code expects a server, and calls only its methods that add handlers.
         self.services.add_to_server(server)
         if self._tokens is None or self._settings.reflection:
-            servicer = reflection.aio.ReflectionServicer((*SERVICE_NAMES, HEALTH, reflection.SERVICE_NAME))
-            add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call] # generated
+            add_reflection(handlers, (*SERVICE_NAMES, HEALTH))
         return handlers
 
     def _listen(self, settings: ServerSettings) -> int:

@@ -208,7 +208,8 @@ async def test_limits_are_those_of_the_server(fleet: Fleet, client: Client, shop
 
 
 async def test_methods_without_a_route_do_not_reach_a_server(client: Client) -> None:
-    for path in ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "/grpc.health.v1.Health/Watch"):
+    reflection = [f"/grpc.reflection.{each}.ServerReflection/ServerReflectionInfo" for each in ("v1", "v1alpha")]
+    for path in (*reflection, "/grpc.health.v1.Health/Watch"):
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call_raw(client, path)
         assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED

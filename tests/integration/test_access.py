@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from pointbook.v1 import (
     access_pb2,
@@ -30,6 +30,8 @@ from pointbook_server.access.rules import split_bearer
 from pointbook_server.access.transactions import TokenTransactions
 from pointbook_server.programs.model import Channel
 from pointbook_server.rpc import call_log, method_handlers
+from pointbook_server.rpc.health import SERVICE_NAME as HEALTH
+from pointbook_server.rpc.reflection import SERVICE_NAMES as REFLECTION_NAMES
 from pointbook_server.server import Server
 from pointbook_server.services import SERVICE_NAMES
 from support.clients import Client
@@ -38,8 +40,10 @@ from support.database_proxy import proxied
 from support.embedded_database import Cluster
 from support.json_logs import json_logs
 from support.outbox import Outbox
+from support.processes import BIN, clean_environment, finish
 from support.refusals import Refusal, refused
 from support.servers import Service, server_settings
+from support.shell import find_grpcurl
 from support.shops import Shop
 from support.tokens import make_token, revoke_token
 from support.unique_names import unique
@@ -52,7 +56,8 @@ DESCRIPTORS: dict[str, MethodDescriptor] = {
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }
-REFLECT = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+REFLECT = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+REFLECTIONS = (REFLECT, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
 GARBAGE = b"\xff\xff\xff"
 PAST_ACCESS = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT}
 every_method = pytest.mark.parametrize("method", sorted(METHODS))
@@ -256,12 +261,16 @@ async def test_health_of_an_unknown_service_is_not_found(channel: grpc.aio.Chann
     assert await code_of(answer) is grpc.StatusCode.NOT_FOUND
 
 
-async def reflect(channel: Any, bearer: str = "") -> tuple[grpc.StatusCode, set[str]]:
+async def reflect(channel: Any, bearer: str = "", method: str = REFLECT) -> tuple[grpc.StatusCode, set[str]]:
     """Return the services that reflection lists."""
     metadata = (("authorization", f"Bearer {bearer}"),) if bearer else ()
     request = reflection_pb2.ServerReflectionRequest(list_services="")
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
-    stream = stub.ServerReflectionInfo(iter([request]), metadata=metadata)
+    call_method = channel.stream_stream(
+        method,
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    stream = call_method(iter([request]), metadata=metadata)
     try:
         names = {found.name async for answer in stream for found in answer.list_services_response.service}
     except grpc.aio.AioRpcError as error:
@@ -269,15 +278,15 @@ async def reflect(channel: Any, bearer: str = "") -> tuple[grpc.StatusCode, set[
     return grpc.StatusCode.OK, names
 
 
-async def test_reflection_is_off_by_default(channel: grpc.aio.Channel, tokens: Tokens) -> None:
-    assert await reflect(channel) == (grpc.StatusCode.UNAUTHENTICATED, set())
-    assert await reflect(channel, tokens.everything) == (grpc.StatusCode.UNIMPLEMENTED, set())
+@pytest.mark.parametrize("method", REFLECTIONS)
+async def test_reflection_is_off_by_default(channel: grpc.aio.Channel, tokens: Tokens, method: str) -> None:
+    assert await reflect(channel, "", method) == (grpc.StatusCode.UNAUTHENTICATED, set())
+    assert await reflect(channel, tokens.everything, method) == (grpc.StatusCode.UNIMPLEMENTED, set())
 
 
 async def test_an_unknown_stream_ends_without_a_message(channel: grpc.aio.Channel, tokens: Tokens) -> None:
     """Clients of reflection try its next version then."""
-    method = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-    call: Any = channel.stream_stream(method)
+    call: Any = channel.stream_stream(REFLECT)
     stream = call(iter([b""]), metadata=(("authorization", f"Bearer {tokens.everything}"),))
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -286,15 +295,16 @@ async def test_an_unknown_stream_ends_without_a_message(channel: grpc.aio.Channe
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_reflection_needs_a_token(database_url: str, tokens: Tokens) -> None:
+@pytest.mark.parametrize("method", REFLECTIONS)
+async def test_reflection_needs_a_token(database_url: str, tokens: Tokens, method: str) -> None:
     server = Server(server_settings(reflection=True), database_url, senders={}, clock=TestClock())
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        assert await reflect(channel) == (grpc.StatusCode.UNAUTHENTICATED, set())
-        assert await reflect(channel, tokens.revoked) == (grpc.StatusCode.UNAUTHENTICATED, set())
+        assert await reflect(channel, "", method) == (grpc.StatusCode.UNAUTHENTICATED, set())
+        assert await reflect(channel, tokens.revoked, method) == (grpc.StatusCode.UNAUTHENTICATED, set())
         bound = await make_token(database_url, [tokens.merchant_id], [Scope.REDEEM], client_names=["till.internal"])
-        assert await reflect(channel, bound) == (grpc.StatusCode.UNAUTHENTICATED, set())
-        code, names = await reflect(channel, tokens.only[Scope.TELEPHONY])
+        assert await reflect(channel, bound, method) == (grpc.StatusCode.UNAUTHENTICATED, set())
+        code, names = await reflect(channel, tokens.only[Scope.TELEPHONY], method)
         assert code is grpc.StatusCode.OK
         assert set(SERVICE_NAMES) <= names
     await server.stop()
@@ -331,6 +341,41 @@ async def test_the_log_names_the_refused_call_of_reflection(database_url: str) -
     (line,) = [json.loads(line) for line in log.getvalue().splitlines() if '"call"' in line]
     assert line["method"] == REFLECT
     assert line["request_id"]
+
+
+@pytest.mark.parametrize("protocol", ["grpc-v1", "grpc-v1alpha"])
+async def test_clients_of_each_version_of_reflection_can_call_a_method(database_url: str, protocol: str) -> None:
+    server = Server(server_settings(), database_url, senders={}, development=True, clock=TestClock())
+    await server.start()
+    command = ("curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect-protocol", protocol)
+    url = f"http://127.0.0.1:{server.port}"
+    listed = await finish(BIN / "buf", *command, "--list-services", url, environment=clean_environment({}))
+    called = await finish(
+        *(BIN / "buf", *command, "-d", "{}", f"{url}/pointbook.v1.AccessService/GetCallerAccess"),
+        environment=clean_environment({}),
+    )
+    await server.stop()
+
+    assert set(listed.out.split()) >= {*SERVICE_NAMES, *REFLECTION_NAMES, HEALTH}
+    assert (called.exit_code, json.loads(called.out)["merchantIds"]) == (0, ["*"])
+
+
+@pytest.mark.skipif(find_grpcurl() is None, reason="grpcurl is not installed")
+async def test_grpcurl_describes_every_service_with_all_its_types(database_url: str) -> None:
+    """Each answer is complete: it has the files on which the described one depends."""
+    server = Server(server_settings(), database_url, senders={}, development=True, clock=TestClock())
+    await server.start()
+    described = [
+        await finish(
+            *(str(find_grpcurl()), "-plaintext", f"127.0.0.1:{server.port}", "describe", name),
+            environment=clean_environment({}),
+        )
+        for name in (*SERVICE_NAMES, *REFLECTION_NAMES, HEALTH)
+    ]
+    await server.stop()
+
+    assert [each.exit_code for each in described] == [0] * len(described)
+    assert f"{REFLECTION_NAMES[0]} is a service" in "".join(each.out for each in described)
 
 
 async def test_development_requires_no_token(database_url: str) -> None:
