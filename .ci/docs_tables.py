@@ -62,11 +62,15 @@ def methods() -> Iterator[str]:
 
 
 def reasons() -> Iterator[str]:
-    """Return a table of every reason: gRPC code, status, and whether a retry helps."""
+    """Return a table of every reason: gRPC code, status, and whether a retry helps.
+
+    Each links to its section in the API reference.
+    """
     yield from ("| reason | gRPC code | status | does a retry help |", "|---|---|---|---|")
     for reason, spec in REASONS.items():
         code = f"{spec.grpc_code}, as a warning" if reason is Reason.CODE_NOT_ISSUED else spec.grpc_code
-        yield f"| {reason} | {code} | {spec.status_code or ''} | {spec.retry} |"
+        link = f"[{reason}](api-reference/errors.md#{reason.lower()})"
+        yield f"| {link} | {code} | {spec.status_code or ''} | {spec.retry} |"
 
 
 def settings_of(settings: type[BaseSettings]) -> Iterator[str]:

@@ -46,9 +46,10 @@ class TokenMissingError(UnauthenticatedError):
 class TokenInvalidError(UnauthenticatedError):
     """The error TOKEN_INVALID.
 
-    The bearer token is unknown or revoked.
+    The bearer token is unknown or revoked, or bound to another client certificate.
 
-    - Cure: create a token with `pointbook token create` and configure the client with it.
+    - Cure: create a token with `pointbook token create` and configure the client with it, or send a bound token
+      with its certificate. See docs/configuration.md#bound-tokens.
     - gRPC code: UNAUTHENTICATED.
     - Metadata: none.
     - Retry: no, an operator must act.
@@ -60,7 +61,8 @@ class TokenExpiredError(UnauthenticatedError):
 
     The bearer token has expired.
 
-    - Cure: create a new token with `pointbook token create` and replace the old one.
+    - Cure: create a new token with `pointbook token create` and replace the old one. Before a token expires,
+      `pointbook token rotate` replaces it without a gap.
     - gRPC code: UNAUTHENTICATED.
     - Metadata: `token_id`, such as "3f9c…".
     - Retry: no, an operator must act.
@@ -96,7 +98,8 @@ class StoreNotFoundError(NotFoundError):
 
     The store is not registered, or belongs to another merchant.
 
-    - Cure: register the store with ProgramsService.PutStore, or correct the `merchant_id` or `store_id`.
+    - Cure: register the store with ProgramsService.PutStore, or correct the `merchant_id` or `store_id`. See
+      docs/operations.md#register-stores.
     - gRPC code: NOT_FOUND. Resource: pointbook.v1.Store, named by `store_id`.
     - Metadata: `store_id`, such as "1718263946864"; `registered_elsewhere`: "true" if another merchant has the
       store, only in responses to updates, and only to tokens for all merchants.
@@ -170,7 +173,7 @@ class BenefitNotFoundError(NotFoundError):
 
     The merchant has no such benefit.
 
-    - Cure: correct the `benefit_id`; ListBenefits lists them.
+    - Cure: correct the `benefit_id`; ListBenefits lists them. Or put or import the benefit.
     - gRPC code: NOT_FOUND. Resource: pointbook.v1.Benefit, named by `benefit_id`.
     - Metadata: `benefit_id`, such as "b-1".
     - Retry: no, until the state has changed.
@@ -194,7 +197,7 @@ class CustomPrivilegeNotFoundError(NotFoundError):
 
     The merchant has no such custom privilege.
 
-    - Cure: correct the `privilege_id`; ListCustomPrivileges lists them.
+    - Cure: correct the `privilege_id`; ListCustomPrivileges lists them. Or put or import the privilege.
     - gRPC code: NOT_FOUND. Resource: pointbook.v1.CustomPrivilege, named by `privilege_id`.
     - Metadata: `privilege_id`, such as "p-1".
     - Retry: no, until the state has changed.
@@ -206,8 +209,9 @@ class EventIdReusedError(AlreadyExistsError):
 
     The event_id is already stored with different content.
 
-    - Cure: use a unique `event_id` for each event. For a deletion and an update of one buyer and moment, have an
-      operator decide: ReplayQuarantinedWebhookRequest.overrides_contradiction.
+    - Cure: use a unique `event_id` for each event; ListPointsEntries has the stored one. For a deletion and an
+      update of one buyer and moment, have an operator decide:
+      ReplayQuarantinedWebhookRequest.overrides_contradiction.
     - gRPC code: ALREADY_EXISTS.
     - Metadata: `event_id`, such as "e-1".
     - Retry: no, the request must change.
@@ -245,7 +249,8 @@ class StoreTakenError(AlreadyExistsError):
     The store belongs to another merchant. Only tokens that may register any store get this error; others get
     STORE_UNPROVEN.
 
-    - Cure: correct the `merchant_id`, or release the store with ProgramsService.ReleaseStore.
+    - Cure: correct the `merchant_id`, or release the store with ProgramsService.ReleaseStore or `pointbook store
+      release`.
     - gRPC code: ALREADY_EXISTS.
     - Metadata: `store_id`, such as "1718263946864".
     - Retry: no, the request must change.
@@ -296,7 +301,8 @@ class QueueFullError(ResourceExhaustedError):
     Too many calls are running or waiting, too many unknown tokens are waiting for a lookup, or the quarantine is
     full. Nothing of this call was stored.
 
-    - Cure: send the same request again after RetryInfo. Drop or replay webhooks if the quarantine is full.
+    - Cure: send the same request again after RetryInfo. If it keeps failing, an operator adds workers, or drops
+      webhooks if the quarantine is full. See docs/operations.md#limits-on-callers and docs/webhooks.md#limits.
     - gRPC code: RESOURCE_EXHAUSTED.
     - Metadata: none.
     - Retry: yes, soon.
@@ -308,7 +314,7 @@ class DatabaseUnavailableError(UnavailableError):
 
     The database is unreachable, unresponsive, read-only or overloaded, or tokens could not be read for too long.
 
-    - Cure: send the same request again after RetryInfo.
+    - Cure: send the same request again after RetryInfo. If it keeps failing, see docs/operations.md#health.
     - gRPC code: UNAVAILABLE.
     - Metadata: none.
     - Retry: yes, soon.
@@ -334,7 +340,7 @@ class CodeKeyUnknownError(UnavailableError):
     server may have it.
 
     - Cure: send the same request again. If it keeps failing, an operator adds the key to POINTBOOK_CODE_KEYS or
-      POINTBOOK_QUARANTINE_KEYS.
+      POINTBOOK_QUARANTINE_KEYS of all servers. See docs/operations.md#rotating-keys.
     - gRPC code: UNAVAILABLE.
     - Metadata: `key_id`, such as "2026-05"; only for webhooks.
     - Retry: yes, soon.
@@ -346,7 +352,7 @@ class KeyNotConfiguredError(FailedPreconditionError):
 
     This server has no key to sign a code, to encrypt a customer webhook, or to hash a redacted customer.
 
-    - Cure: an operator sets the named setting.
+    - Cure: an operator sets the named setting, the same in all servers. See docs/operations.md#rotating-keys.
     - gRPC code: FAILED_PRECONDITION.
     - Metadata: `setting`, such as "POINTBOOK_CODE_KEYS".
     - Retry: no, an operator must act.
@@ -385,7 +391,8 @@ class IdentifierInvalidError(InvalidArgumentError):
 
     The customer's identifier is malformed.
 
-    - Cure: correct the identifier; CustomerRef describes the accepted forms.
+    - Cure: correct the identifier; CustomerRef describes the accepted forms. See
+      docs/customers.md#how-identifiers-are-compared.
     - gRPC code: INVALID_ARGUMENT. Status code: 802.
     - Metadata: `identifier`, the kind of identifier, such as "mobile".
     - Retry: no, the request must change.
@@ -447,7 +454,8 @@ class CodeInvalidError(FailedPreconditionError):
     The code is wrong, expired, already used, locked, or issued for another redemption. The response does not say
     which.
 
-    - Cure: check the code with the customer, or issue a new one.
+    - Cure: check the code with the customer, or issue a new one. ListValidationEvents says why it was refused;
+      ResetValidationLimits ends a lock.
     - gRPC code: FAILED_PRECONDITION. Status code: 808.
     - Metadata: none.
     - Retry: no, the request must change.
@@ -546,7 +554,7 @@ class MissedCallNotSeenError(FailedPreconditionError):
 
     The customer has not called the number yet.
 
-    - Cure: have the customer call, and send the same request again.
+    - Cure: have the customer call, and send the same request again. See docs/codes.md#missed-calls.
     - gRPC code: FAILED_PRECONDITION. Status code: 822.
     - Metadata: none.
     - Retry: no, until the state has changed.
@@ -631,7 +639,8 @@ class NoDestinationError(FailedPreconditionError):
     The code cannot be sent: the customer has no contact, this server does not use any of the program's channels, or
     the program sends no SMS to this type of phone number (sms_number_types).
 
-    - Cure: add a mobile number or e-mail address to the customer, or change the program's channels.
+    - Cure: add a mobile number or e-mail address to the customer, or change the program's channels. See
+      docs/codes.md#numbers.
     - gRPC code: FAILED_PRECONDITION. Status code: 860.
     - Metadata: `validation_type`: "SMS", `number_type`: "FIXED_LINE", only for a phone number of the wrong type.
     - Retry: no, until the state has changed.
@@ -643,7 +652,8 @@ class ChannelNotEnabledError(FailedPreconditionError):
 
     The program or this server does not send codes by the requested channel.
 
-    - Cure: choose another `validation_type`, or leave it unset.
+    - Cure: choose another `validation_type`, or leave it unset; or an operator configures a sender for it. See
+      docs/delivery.md.
     - gRPC code: FAILED_PRECONDITION. Status code: 860.
     - Metadata: `validation_type`, such as "EMAIL".
     - Retry: no, the request must change.
@@ -715,7 +725,7 @@ class AboveMaxPerMissedCallError(FailedPreconditionError):
 
     More points are requested than a missed call may validate in this program (max_points_missed_call).
 
-    - Cure: request fewer points, or validate by a code.
+    - Cure: request fewer points, validate by a code, or raise `max_points_missed_call`.
     - gRPC code: FAILED_PRECONDITION. Status code: 819.
     - Metadata: `points`: "600", `max_points_missed_call`: "500".
     - Retry: no, the request must change.
@@ -741,7 +751,8 @@ class TokenLimitReachedError(ResourceExhaustedError):
     The token has too many calls running, or has made too many calls within a second. Nothing of this call was
     stored.
 
-    - Cure: send the same request again after RetryInfo, with fewer calls at a time.
+    - Cure: send the same request again after RetryInfo, with fewer calls at a time. Or an operator raises
+      POINTBOOK_TOKEN_CALLS_MAX or POINTBOOK_TOKEN_CALLS_PER_SECOND_MAX.
     - gRPC code: RESOURCE_EXHAUSTED.
     - Metadata: `limit`: "concurrent_calls" or "calls_per_second", `max`: "500".
     - Retry: yes, later (RetryInfo).
@@ -753,7 +764,8 @@ class ClockWrongError(UnavailableError):
 
     The clocks of this server and the database differ by more than 30 seconds, so the server rejects calls.
 
-    - Cure: send the same request again; another server may accept it. An operator corrects the clock.
+    - Cure: send the same request again; another server may accept it. An operator corrects the clock. See
+      docs/operations.md#clocks.
     - gRPC code: UNAVAILABLE.
     - Metadata: none.
     - Retry: yes, soon.
@@ -767,7 +779,7 @@ class StoreUnprovenError(FailedPreconditionError):
     with the scope `admin`, and no quarantined webhook proves that the store is the merchant's. The error is the
     same whether another merchant has the store or not.
 
-    - Cure: an operator registers the store, see ProgramsService.PutStore.
+    - Cure: an operator registers the store. See docs/operations.md#register-stores.
     - gRPC code: FAILED_PRECONDITION.
     - Metadata: `store_id`, such as "1718263946864".
     - Retry: no, an operator must act.

@@ -1,5 +1,6 @@
 """Generated parts of docs/ are current, and all API methods are implemented."""
 
+import re
 import runpy
 from inspect import iscoroutinefunction
 from pathlib import Path
@@ -51,7 +52,11 @@ def test_the_api_page_names_every_scope() -> None:
     assert [scope for scope in Scope if f"`{scope}`" not in api] == []
 
 
-def test_troubleshooting_has_a_cause_and_a_cure_for_every_reason() -> None:
-    page = (DOCS / "troubleshooting.md").read_text()
+def test_every_reason_has_a_section_to_link_to() -> None:
+    """The table of reasons links to it, and clients may."""
+    page = (DOCS / "api-reference" / "errors.md").read_text()
+    sections = dict(re.findall(r"(?ms)^## (\w+)\n(.*?)(?=^## |\Z)", page))
 
-    assert [reason for reason in Reason if f"\n| {reason} | " not in page] == []
+    assert set(sections) == {reason.value for reason in Reason}
+    for label in ("Cure", "gRPC code", "Metadata", "Retry"):
+        assert [reason for reason, text in sections.items() if f"\n- {label}: " not in text] == []

@@ -42,9 +42,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     - Retry: no, the request must change.
     """
     ERROR_REASON_TOKEN_INVALID: _ErrorReason.ValueType  # 3
-    """ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked.
+    """ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked, or bound to another client certificate.
 
-    - Cure: create a token with `pointbook token create` and configure the client with it.
+    - Cure: create a token with `pointbook token create` and configure the client with it, or send a bound token with
+      its certificate. See docs/configuration.md#bound-tokens.
     - gRPC code: UNAUTHENTICATED.
     - Metadata: none.
     - Retry: no, an operator must act.
@@ -52,7 +53,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 4
     """ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired.
 
-    - Cure: create a new token with `pointbook token create` and replace the old one.
+    - Cure: create a new token with `pointbook token create` and replace the old one. Before a token expires,
+      `pointbook token rotate` replaces it without a gap.
     - gRPC code: UNAUTHENTICATED.
     - Metadata: `token_id`, such as "3f9c…".
     - Retry: no, an operator must act.
@@ -76,7 +78,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_STORE_NOT_FOUND: _ErrorReason.ValueType  # 20
     """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant.
 
-    - Cure: register the store with ProgramsService.PutStore, or correct the `merchant_id` or `store_id`.
+    - Cure: register the store with ProgramsService.PutStore, or correct the `merchant_id` or `store_id`. See
+      docs/operations.md#register-stores.
     - gRPC code: NOT_FOUND. Resource: pointbook.v1.Store, named by `store_id`.
     - Metadata: `store_id`, such as "1718263946864"; `registered_elsewhere`: "true" if another merchant has the
       store, only in responses to updates, and only to tokens for all merchants.
@@ -126,7 +129,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BENEFIT_NOT_FOUND: _ErrorReason.ValueType  # 26
     """ERROR_REASON_BENEFIT_NOT_FOUND: the merchant has no such benefit.
 
-    - Cure: correct the `benefit_id`; ListBenefits lists them.
+    - Cure: correct the `benefit_id`; ListBenefits lists them. Or put or import the benefit.
     - gRPC code: NOT_FOUND. Resource: pointbook.v1.Benefit, named by `benefit_id`.
     - Metadata: `benefit_id`, such as "b-1".
     - Retry: no, until the state has changed.
@@ -142,7 +145,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: _ErrorReason.ValueType  # 28
     """ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: the merchant has no such custom privilege.
 
-    - Cure: correct the `privilege_id`; ListCustomPrivileges lists them.
+    - Cure: correct the `privilege_id`; ListCustomPrivileges lists them. Or put or import the privilege.
     - gRPC code: NOT_FOUND. Resource: pointbook.v1.CustomPrivilege, named by `privilege_id`.
     - Metadata: `privilege_id`, such as "p-1".
     - Retry: no, until the state has changed.
@@ -150,7 +153,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_EVENT_ID_REUSED: _ErrorReason.ValueType  # 40
     """ERROR_REASON_EVENT_ID_REUSED: the event_id is already stored with different content.
 
-    - Cure: use a unique `event_id` for each event. For a deletion and an update of one buyer and moment, have an
+    - Cure: use a unique `event_id` for each event; ListPointsEntries has the stored one. For a deletion and an update of one buyer and moment, have an
       operator decide: ReplayQuarantinedWebhookRequest.overrides_contradiction.
     - gRPC code: ALREADY_EXISTS.
     - Metadata: `event_id`, such as "e-1".
@@ -177,7 +180,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Only tokens that may register any store get this
     error; others get STORE_UNPROVEN.
 
-    - Cure: correct the `merchant_id`, or release the store with ProgramsService.ReleaseStore.
+    - Cure: correct the `merchant_id`, or release the store with ProgramsService.ReleaseStore or
+      `pointbook store release`.
     - gRPC code: ALREADY_EXISTS.
     - Metadata: `store_id`, such as "1718263946864".
     - Retry: no, the request must change.
@@ -212,7 +216,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_QUEUE_FULL: too many calls are running or waiting, too many unknown tokens are waiting for a lookup,
     or the quarantine is full. Nothing of this call was stored.
 
-    - Cure: send the same request again after RetryInfo. Drop or replay webhooks if the quarantine is full.
+    - Cure: send the same request again after RetryInfo. If it keeps failing, an operator adds workers, or drops
+      webhooks if the quarantine is full. See docs/operations.md#limits-on-callers and docs/webhooks.md#limits.
     - gRPC code: RESOURCE_EXHAUSTED.
     - Metadata: none.
     - Retry: yes, soon.
@@ -221,7 +226,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_DATABASE_UNAVAILABLE: the database is unreachable, unresponsive, read-only or overloaded, or tokens
     could not be read for too long.
 
-    - Cure: send the same request again after RetryInfo.
+    - Cure: send the same request again after RetryInfo. If it keeps failing, see docs/operations.md#health.
     - gRPC code: UNAVAILABLE.
     - Metadata: none.
     - Retry: yes, soon.
@@ -239,7 +244,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     webhook was encrypted with. Another server may have it.
 
     - Cure: send the same request again. If it keeps failing, an operator adds the key to POINTBOOK_CODE_KEYS or
-      POINTBOOK_QUARANTINE_KEYS.
+      POINTBOOK_QUARANTINE_KEYS of all servers. See docs/operations.md#rotating-keys.
     - gRPC code: UNAVAILABLE.
     - Metadata: `key_id`, such as "2026-05"; only for webhooks.
     - Retry: yes, soon.
@@ -247,7 +252,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 67
     """ERROR_REASON_DEADLINE_EXCEEDED: the call reached its deadline. A write may or may not have been committed.
 
-    - Cure: send the same request again; every write is safe to repeat.
+    - Cure: send the same request again, with the same `event_id` or reference; every write is safe to repeat.
     - gRPC code: DEADLINE_EXCEEDED.
     - Metadata: none.
     - Retry: yes, soon.
@@ -256,7 +261,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_KEY_NOT_CONFIGURED: this server has no key to sign a code, to encrypt a customer webhook, or to hash
     a redacted customer.
 
-    - Cure: an operator sets the named setting.
+    - Cure: an operator sets the named setting, the same in all servers. See docs/operations.md#rotating-keys.
     - gRPC code: FAILED_PRECONDITION.
     - Metadata: `setting`, such as "POINTBOOK_CODE_KEYS".
     - Retry: no, an operator must act.
@@ -299,7 +304,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_IDENTIFIER_INVALID: _ErrorReason.ValueType  # 83
     """ERROR_REASON_IDENTIFIER_INVALID: the customer's identifier is malformed.
 
-    - Cure: correct the identifier; CustomerRef describes the accepted forms.
+    - Cure: correct the identifier; CustomerRef describes the accepted forms. See
+      docs/customers.md#how-identifiers-are-compared.
     - gRPC code: INVALID_ARGUMENT. Status code: 802.
     - Metadata: `identifier`, the kind of identifier, such as "mobile".
     - Retry: no, the request must change.
@@ -342,7 +348,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_CODE_INVALID: the code is wrong, expired, already used, locked, or issued for another redemption.
     The response does not say which.
 
-    - Cure: check the code with the customer, or issue a new one.
+    - Cure: check the code with the customer, or issue a new one. ListValidationEvents says why it was refused;
+      ResetValidationLimits ends a lock.
     - gRPC code: FAILED_PRECONDITION. Status code: 808.
     - Metadata: none.
     - Retry: no, the request must change.
@@ -412,7 +419,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MISSED_CALL_NOT_SEEN: _ErrorReason.ValueType  # 96
     """ERROR_REASON_MISSED_CALL_NOT_SEEN: the customer has not called the number yet.
 
-    - Cure: have the customer call, and send the same request again.
+    - Cure: have the customer call, and send the same request again. See docs/codes.md#missed-calls.
     - gRPC code: FAILED_PRECONDITION. Status code: 822.
     - Metadata: none.
     - Retry: no, until the state has changed.
@@ -470,7 +477,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_NO_DESTINATION: the code cannot be sent: the customer has no contact, this server does not use any
     of the program's channels, or the program sends no SMS to this type of phone number (sms_number_types).
 
-    - Cure: add a mobile number or e-mail address to the customer, or change the program's channels.
+    - Cure: add a mobile number or e-mail address to the customer, or change the program's channels. See
+      docs/codes.md#numbers.
     - gRPC code: FAILED_PRECONDITION. Status code: 860.
     - Metadata: `validation_type`: "SMS", `number_type`: "FIXED_LINE", only for a phone number of the wrong type.
     - Retry: no, until the state has changed.
@@ -478,7 +486,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CHANNEL_NOT_ENABLED: _ErrorReason.ValueType  # 104
     """ERROR_REASON_CHANNEL_NOT_ENABLED: the program or this server does not send codes by the requested channel.
 
-    - Cure: choose another `validation_type`, or leave it unset.
+    - Cure: choose another `validation_type`, or leave it unset; or an operator configures a sender for it. See
+      docs/delivery.md.
     - gRPC code: FAILED_PRECONDITION. Status code: 860.
     - Metadata: `validation_type`, such as "EMAIL".
     - Retry: no, the request must change.
@@ -537,7 +546,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: more points are requested than a missed call may validate in this program
     (max_points_missed_call).
 
-    - Cure: request fewer points, or validate by a code.
+    - Cure: request fewer points, validate by a code, or raise `max_points_missed_call`.
     - gRPC code: FAILED_PRECONDITION. Status code: 819.
     - Metadata: `points`: "600", `max_points_missed_call`: "500".
     - Retry: no, the request must change.
@@ -555,7 +564,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_TOKEN_LIMIT_REACHED: the token has too many calls running, or has made too many calls within a
     second. Nothing of this call was stored.
 
-    - Cure: send the same request again after RetryInfo, with fewer calls at a time.
+    - Cure: send the same request again after RetryInfo, with fewer calls at a time. Or an operator raises
+      POINTBOOK_TOKEN_CALLS_MAX or POINTBOOK_TOKEN_CALLS_PER_SECOND_MAX.
     - gRPC code: RESOURCE_EXHAUSTED.
     - Metadata: `limit`: "concurrent_calls" or "calls_per_second", `max`: "500".
     - Retry: yes, later (RetryInfo).
@@ -564,7 +574,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ERROR_REASON_CLOCK_WRONG: the clocks of this server and the database differ by more than 30 seconds, so the
     server rejects calls.
 
-    - Cure: send the same request again; another server may accept it. An operator corrects the clock.
+    - Cure: send the same request again; another server may accept it. An operator corrects the clock. See
+      docs/operations.md#clocks.
     - gRPC code: UNAVAILABLE.
     - Metadata: none.
     - Retry: yes, soon.
@@ -574,7 +585,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     token is not for all merchants with the scope `admin`, and no quarantined webhook proves that the store is the
     merchant's. The error is the same whether another merchant has the store or not.
 
-    - Cure: an operator registers the store, see ProgramsService.PutStore.
+    - Cure: an operator registers the store. See docs/operations.md#register-stores.
     - gRPC code: FAILED_PRECONDITION.
     - Metadata: `store_id`, such as "1718263946864".
     - Retry: no, an operator must act.
@@ -596,7 +607,7 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     resource that google.rpc.ResourceInfo names, and the metadata of ErrorInfo with examples. Metadata never contains
     an identifier of a person. The last line states whether the same call can succeed when it is repeated: "soon" means
     with exponential backoff, and not before google.rpc.RetryInfo if the error has one. UNAVAILABLE is used only for
-    reasons with "yes, soon". The trailing metadata `grpc-retry-pushback-ms` tell a standard gRPC retry policy the same,
+    reasons with "yes, soon". The trailing metadata `grpc-retry-pushback-ms` tells a standard gRPC retry policy the same,
     so that it makes no useless calls: -1 for no retry, or the delay of RetryInfo if it is at most 2 seconds.
 
     Refused redemptions carry two more metadata keys: `status_code`, and `violations` with every code and reason.
@@ -624,9 +635,10 @@ ERROR_REASON_TOKEN_MISSING: ErrorReason.ValueType  # 2
 - Retry: no, the request must change.
 """
 ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 3
-"""ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked.
+"""ERROR_REASON_TOKEN_INVALID: the bearer token is unknown or revoked, or bound to another client certificate.
 
-- Cure: create a token with `pointbook token create` and configure the client with it.
+- Cure: create a token with `pointbook token create` and configure the client with it, or send a bound token with
+  its certificate. See docs/configuration.md#bound-tokens.
 - gRPC code: UNAUTHENTICATED.
 - Metadata: none.
 - Retry: no, an operator must act.
@@ -634,7 +646,8 @@ ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 3
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 4
 """ERROR_REASON_TOKEN_EXPIRED: the bearer token has expired.
 
-- Cure: create a new token with `pointbook token create` and replace the old one.
+- Cure: create a new token with `pointbook token create` and replace the old one. Before a token expires,
+  `pointbook token rotate` replaces it without a gap.
 - gRPC code: UNAUTHENTICATED.
 - Metadata: `token_id`, such as "3f9c…".
 - Retry: no, an operator must act.
@@ -658,7 +671,8 @@ ERROR_REASON_MERCHANT_FORBIDDEN: ErrorReason.ValueType  # 6
 ERROR_REASON_STORE_NOT_FOUND: ErrorReason.ValueType  # 20
 """ERROR_REASON_STORE_NOT_FOUND: the store is not registered, or belongs to another merchant.
 
-- Cure: register the store with ProgramsService.PutStore, or correct the `merchant_id` or `store_id`.
+- Cure: register the store with ProgramsService.PutStore, or correct the `merchant_id` or `store_id`. See
+  docs/operations.md#register-stores.
 - gRPC code: NOT_FOUND. Resource: pointbook.v1.Store, named by `store_id`.
 - Metadata: `store_id`, such as "1718263946864"; `registered_elsewhere`: "true" if another merchant has the
   store, only in responses to updates, and only to tokens for all merchants.
@@ -708,7 +722,7 @@ ERROR_REASON_REDEMPTION_NOT_FOUND: ErrorReason.ValueType  # 25
 ERROR_REASON_BENEFIT_NOT_FOUND: ErrorReason.ValueType  # 26
 """ERROR_REASON_BENEFIT_NOT_FOUND: the merchant has no such benefit.
 
-- Cure: correct the `benefit_id`; ListBenefits lists them.
+- Cure: correct the `benefit_id`; ListBenefits lists them. Or put or import the benefit.
 - gRPC code: NOT_FOUND. Resource: pointbook.v1.Benefit, named by `benefit_id`.
 - Metadata: `benefit_id`, such as "b-1".
 - Retry: no, until the state has changed.
@@ -724,7 +738,7 @@ ERROR_REASON_WEBHOOK_NOT_FOUND: ErrorReason.ValueType  # 27
 ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: ErrorReason.ValueType  # 28
 """ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: the merchant has no such custom privilege.
 
-- Cure: correct the `privilege_id`; ListCustomPrivileges lists them.
+- Cure: correct the `privilege_id`; ListCustomPrivileges lists them. Or put or import the privilege.
 - gRPC code: NOT_FOUND. Resource: pointbook.v1.CustomPrivilege, named by `privilege_id`.
 - Metadata: `privilege_id`, such as "p-1".
 - Retry: no, until the state has changed.
@@ -732,7 +746,7 @@ ERROR_REASON_CUSTOM_PRIVILEGE_NOT_FOUND: ErrorReason.ValueType  # 28
 ERROR_REASON_EVENT_ID_REUSED: ErrorReason.ValueType  # 40
 """ERROR_REASON_EVENT_ID_REUSED: the event_id is already stored with different content.
 
-- Cure: use a unique `event_id` for each event. For a deletion and an update of one buyer and moment, have an
+- Cure: use a unique `event_id` for each event; ListPointsEntries has the stored one. For a deletion and an update of one buyer and moment, have an
   operator decide: ReplayQuarantinedWebhookRequest.overrides_contradiction.
 - gRPC code: ALREADY_EXISTS.
 - Metadata: `event_id`, such as "e-1".
@@ -759,7 +773,8 @@ ERROR_REASON_STORE_TAKEN: ErrorReason.ValueType  # 43
 """ERROR_REASON_STORE_TAKEN: the store belongs to another merchant. Only tokens that may register any store get this
 error; others get STORE_UNPROVEN.
 
-- Cure: correct the `merchant_id`, or release the store with ProgramsService.ReleaseStore.
+- Cure: correct the `merchant_id`, or release the store with ProgramsService.ReleaseStore or
+  `pointbook store release`.
 - gRPC code: ALREADY_EXISTS.
 - Metadata: `store_id`, such as "1718263946864".
 - Retry: no, the request must change.
@@ -794,7 +809,8 @@ ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 63
 """ERROR_REASON_QUEUE_FULL: too many calls are running or waiting, too many unknown tokens are waiting for a lookup,
 or the quarantine is full. Nothing of this call was stored.
 
-- Cure: send the same request again after RetryInfo. Drop or replay webhooks if the quarantine is full.
+- Cure: send the same request again after RetryInfo. If it keeps failing, an operator adds workers, or drops
+  webhooks if the quarantine is full. See docs/operations.md#limits-on-callers and docs/webhooks.md#limits.
 - gRPC code: RESOURCE_EXHAUSTED.
 - Metadata: none.
 - Retry: yes, soon.
@@ -803,7 +819,7 @@ ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 64
 """ERROR_REASON_DATABASE_UNAVAILABLE: the database is unreachable, unresponsive, read-only or overloaded, or tokens
 could not be read for too long.
 
-- Cure: send the same request again after RetryInfo.
+- Cure: send the same request again after RetryInfo. If it keeps failing, see docs/operations.md#health.
 - gRPC code: UNAVAILABLE.
 - Metadata: none.
 - Retry: yes, soon.
@@ -821,7 +837,7 @@ ERROR_REASON_CODE_KEY_UNKNOWN: ErrorReason.ValueType  # 66
 webhook was encrypted with. Another server may have it.
 
 - Cure: send the same request again. If it keeps failing, an operator adds the key to POINTBOOK_CODE_KEYS or
-  POINTBOOK_QUARANTINE_KEYS.
+  POINTBOOK_QUARANTINE_KEYS of all servers. See docs/operations.md#rotating-keys.
 - gRPC code: UNAVAILABLE.
 - Metadata: `key_id`, such as "2026-05"; only for webhooks.
 - Retry: yes, soon.
@@ -829,7 +845,7 @@ webhook was encrypted with. Another server may have it.
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 67
 """ERROR_REASON_DEADLINE_EXCEEDED: the call reached its deadline. A write may or may not have been committed.
 
-- Cure: send the same request again; every write is safe to repeat.
+- Cure: send the same request again, with the same `event_id` or reference; every write is safe to repeat.
 - gRPC code: DEADLINE_EXCEEDED.
 - Metadata: none.
 - Retry: yes, soon.
@@ -838,7 +854,7 @@ ERROR_REASON_KEY_NOT_CONFIGURED: ErrorReason.ValueType  # 69
 """ERROR_REASON_KEY_NOT_CONFIGURED: this server has no key to sign a code, to encrypt a customer webhook, or to hash
 a redacted customer.
 
-- Cure: an operator sets the named setting.
+- Cure: an operator sets the named setting, the same in all servers. See docs/operations.md#rotating-keys.
 - gRPC code: FAILED_PRECONDITION.
 - Metadata: `setting`, such as "POINTBOOK_CODE_KEYS".
 - Retry: no, an operator must act.
@@ -881,7 +897,8 @@ ERROR_REASON_CURRENCY_VALUE_NOT_WHOLE_POINTS: ErrorReason.ValueType  # 82
 ERROR_REASON_IDENTIFIER_INVALID: ErrorReason.ValueType  # 83
 """ERROR_REASON_IDENTIFIER_INVALID: the customer's identifier is malformed.
 
-- Cure: correct the identifier; CustomerRef describes the accepted forms.
+- Cure: correct the identifier; CustomerRef describes the accepted forms. See
+  docs/customers.md#how-identifiers-are-compared.
 - gRPC code: INVALID_ARGUMENT. Status code: 802.
 - Metadata: `identifier`, the kind of identifier, such as "mobile".
 - Retry: no, the request must change.
@@ -924,7 +941,8 @@ ERROR_REASON_CODE_INVALID: ErrorReason.ValueType  # 88
 """ERROR_REASON_CODE_INVALID: the code is wrong, expired, already used, locked, or issued for another redemption.
 The response does not say which.
 
-- Cure: check the code with the customer, or issue a new one.
+- Cure: check the code with the customer, or issue a new one. ListValidationEvents says why it was refused;
+  ResetValidationLimits ends a lock.
 - gRPC code: FAILED_PRECONDITION. Status code: 808.
 - Metadata: none.
 - Retry: no, the request must change.
@@ -994,7 +1012,7 @@ ERROR_REASON_BELOW_MIN_PER_REDEMPTION: ErrorReason.ValueType  # 95
 ERROR_REASON_MISSED_CALL_NOT_SEEN: ErrorReason.ValueType  # 96
 """ERROR_REASON_MISSED_CALL_NOT_SEEN: the customer has not called the number yet.
 
-- Cure: have the customer call, and send the same request again.
+- Cure: have the customer call, and send the same request again. See docs/codes.md#missed-calls.
 - gRPC code: FAILED_PRECONDITION. Status code: 822.
 - Metadata: none.
 - Retry: no, until the state has changed.
@@ -1052,7 +1070,8 @@ ERROR_REASON_NO_DESTINATION: ErrorReason.ValueType  # 103
 """ERROR_REASON_NO_DESTINATION: the code cannot be sent: the customer has no contact, this server does not use any
 of the program's channels, or the program sends no SMS to this type of phone number (sms_number_types).
 
-- Cure: add a mobile number or e-mail address to the customer, or change the program's channels.
+- Cure: add a mobile number or e-mail address to the customer, or change the program's channels. See
+  docs/codes.md#numbers.
 - gRPC code: FAILED_PRECONDITION. Status code: 860.
 - Metadata: `validation_type`: "SMS", `number_type`: "FIXED_LINE", only for a phone number of the wrong type.
 - Retry: no, until the state has changed.
@@ -1060,7 +1079,8 @@ of the program's channels, or the program sends no SMS to this type of phone num
 ERROR_REASON_CHANNEL_NOT_ENABLED: ErrorReason.ValueType  # 104
 """ERROR_REASON_CHANNEL_NOT_ENABLED: the program or this server does not send codes by the requested channel.
 
-- Cure: choose another `validation_type`, or leave it unset.
+- Cure: choose another `validation_type`, or leave it unset; or an operator configures a sender for it. See
+  docs/delivery.md.
 - gRPC code: FAILED_PRECONDITION. Status code: 860.
 - Metadata: `validation_type`, such as "EMAIL".
 - Retry: no, the request must change.
@@ -1119,7 +1139,7 @@ ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: ErrorReason.ValueType  # 111
 """ERROR_REASON_ABOVE_MAX_PER_MISSED_CALL: more points are requested than a missed call may validate in this program
 (max_points_missed_call).
 
-- Cure: request fewer points, or validate by a code.
+- Cure: request fewer points, validate by a code, or raise `max_points_missed_call`.
 - gRPC code: FAILED_PRECONDITION. Status code: 819.
 - Metadata: `points`: "600", `max_points_missed_call`: "500".
 - Retry: no, the request must change.
@@ -1137,7 +1157,8 @@ ERROR_REASON_TOKEN_LIMIT_REACHED: ErrorReason.ValueType  # 113
 """ERROR_REASON_TOKEN_LIMIT_REACHED: the token has too many calls running, or has made too many calls within a
 second. Nothing of this call was stored.
 
-- Cure: send the same request again after RetryInfo, with fewer calls at a time.
+- Cure: send the same request again after RetryInfo, with fewer calls at a time. Or an operator raises
+  POINTBOOK_TOKEN_CALLS_MAX or POINTBOOK_TOKEN_CALLS_PER_SECOND_MAX.
 - gRPC code: RESOURCE_EXHAUSTED.
 - Metadata: `limit`: "concurrent_calls" or "calls_per_second", `max`: "500".
 - Retry: yes, later (RetryInfo).
@@ -1146,7 +1167,8 @@ ERROR_REASON_CLOCK_WRONG: ErrorReason.ValueType  # 117
 """ERROR_REASON_CLOCK_WRONG: the clocks of this server and the database differ by more than 30 seconds, so the
 server rejects calls.
 
-- Cure: send the same request again; another server may accept it. An operator corrects the clock.
+- Cure: send the same request again; another server may accept it. An operator corrects the clock. See
+  docs/operations.md#clocks.
 - gRPC code: UNAVAILABLE.
 - Metadata: none.
 - Retry: yes, soon.
@@ -1156,7 +1178,7 @@ ERROR_REASON_STORE_UNPROVEN: ErrorReason.ValueType  # 119
 token is not for all merchants with the scope `admin`, and no quarantined webhook proves that the store is the
 merchant's. The error is the same whether another merchant has the store or not.
 
-- Cure: an operator registers the store, see ProgramsService.PutStore.
+- Cure: an operator registers the store. See docs/operations.md#register-stores.
 - gRPC code: FAILED_PRECONDITION.
 - Metadata: `store_id`, such as "1718263946864".
 - Retry: no, an operator must act.

@@ -1,0 +1,31 @@
+"""The metadata of a call that the server reads."""
+
+import re
+
+import pytest
+
+from pointbook_server.rpc.headers import read_headers
+
+ID = "x-request-id"
+
+
+def request_id(*values: str | bytes) -> str:
+    """Return the request id of a call with some ids in its metadata."""
+    return read_headers([(ID, value) for value in values]).request_id
+
+
+@pytest.mark.parametrize("value", ["checkout-17", "a", "A.b_c-9", "0" * 64])
+def test_an_id_of_the_caller_is_used(value: str) -> None:
+    assert request_id(value) == value
+
+
+@pytest.mark.parametrize("values", [(), ("",), ("0" * 65,), ("two words",), ("a\nb",), ("näh",), ("a/b",), (b"bytes",)])
+def test_a_call_without_a_valid_id_gets_a_new_one(values: tuple[str | bytes, ...]) -> None:
+    found = {request_id(*values) for _ in range(2)}
+
+    assert len(found) == 2
+    assert all(re.fullmatch(r"[0-9a-f]{16}", each) for each in found)
+
+
+def test_the_first_valid_id_counts() -> None:
+    assert request_id("two words", "first", "second") == "first"
