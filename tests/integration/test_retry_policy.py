@@ -21,6 +21,7 @@ from pointbook_server.logs import current_call
 from pointbook_server.programs.model import Channel
 from pointbook_server.reasons import REASONS, GrpcCode, Reason, Retry
 from pointbook_server.rpc.authentication import Authenticator
+from pointbook_server.rpc.listening import MESSAGE_BYTES_MAX
 from pointbook_server.rpc.status_mapping import PUSHBACK_HEADER, PUSHBACK_SECONDS_MAX
 from support.clients import Client
 from support.clocks import NOW_MS
@@ -39,9 +40,8 @@ SMS, EMAIL = redemption_pb2.VALIDATION_TYPE_SMS, redemption_pb2.VALIDATION_TYPE_
 CONFIG = json.loads(SERVICE_CONFIG.read_text())
 POLICY = CONFIG["methodConfig"][0]["retryPolicy"]
 ATTEMPTS = POLICY["maxAttempts"]
-BACKOFF_SECONDS_MAX = 0.15
-"""The policy's first backoff of 0.1 s, with its jitter and a busy machine."""
 DELAY_SECONDS = 0.4
+"""Longer than the policy's first two backoffs, of 0.1 s and 0.2 s with jitter."""
 OPTIONS = [
     ("grpc.service_config", SERVICE_CONFIG.read_text()),
     ("grpc.max_reconnect_backoff_ms", 200),
@@ -96,6 +96,7 @@ def arrivals(monkeypatch: pytest.MonkeyPatch) -> Arrivals:
 class FailingServer:
     """A server whose GetCallerAccess raises errors before it succeeds, and its client."""
 
+    port: int
     client: Client
     errors: list[PointbookError]
 
@@ -125,7 +126,7 @@ async def failing_server(database_url: str, token: str) -> AsyncIterator[Failing
             patch.setattr(AccessServicer, "GetCallerAccess", fail)
             server, _ = await stack.enter_async_context(running_server(database_url))
         client = Client(server.port, token, OPTIONS)
-        yield FailingServer(client, errors)
+        yield FailingServer(server.port, client, errors)
         await client.close()
 
 
@@ -177,7 +178,7 @@ async def test_the_next_attempt_waits_for_the_delay_of_the_server(
     assert (await failing.call(error(reason, DELAY_SECONDS), error(reason, DELAY_SECONDS))).scopes
 
     assert len(arrivals.pauses(GET_ACCESS)) == 2
-    assert min(arrivals.pauses(GET_ACCESS)) >= DELAY_SECONDS > BACKOFF_SECONDS_MAX
+    assert min(arrivals.pauses(GET_ACCESS)) >= DELAY_SECONDS
 
 
 @pytest.mark.parametrize("seconds", [None, 0.0])
@@ -192,7 +193,8 @@ async def test_without_a_delay_the_backoff_of_the_client_applies(
 
 @pytest.mark.parametrize("reason", PASSING)
 @pytest.mark.parametrize(
-    ("seconds", "deadline"), [(PUSHBACK_SECONDS_MAX + 0.001, None), (600.0, None), (DELAY_SECONDS, 0.8)]
+    ("seconds", "deadline"),
+    [(PUSHBACK_SECONDS_MAX + 0.001, None), (600.0, None), (PUSHBACK_SECONDS_MAX, PUSHBACK_SECONDS_MAX + 0.4)],
 )
 async def test_a_delay_that_is_too_long_for_a_call_is_left_to_the_caller(
     failing: FailingServer, arrivals: Arrivals, *, reason: Reason, seconds: float, deadline: float | None
@@ -235,6 +237,39 @@ async def test_unknown_methods_and_services_are_not_retried(
         await call(iter([request]), metadata=(("authorization", f"Bearer {admin_token}"),)).read()
 
     assert (PUSHBACK_HEADER, "-1") in tuple(caught.value.trailing_metadata() or ())
+
+
+async def send_padded(channel: grpc.aio.Channel, token: str, size: int) -> None:
+    """Call GetCallerAccess with a request of more than `size` bytes."""
+    call: Any = channel.unary_unary(f"/pointbook.v1.{GET_ACCESS}")
+    # A field that the server does not know.
+    request = b"\x7a" + bytes((size & 127 | 128, size >> 7 & 127 | 128, size >> 14)) + b"x" * size
+    await call(request, metadata=(("authorization", f"Bearer {token}"),))
+
+
+async def test_a_request_that_is_too_large_is_sent_once(
+    failing: FailingServer, admin_token: str, arrivals: Arrivals
+) -> None:
+    """The library itself refuses it, without metadata, but does not keep it."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await send_padded(failing.client.channel, admin_token, MESSAGE_BYTES_MAX)
+
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert arrivals.of(GET_ACCESS) == 1
+
+
+async def test_a_large_request_is_retried_if_the_client_keeps_it(
+    failing: FailingServer, admin_token: str, arrivals: Arrivals
+) -> None:
+    size, keep = 400 * 1024, ("grpc.per_rpc_retry_buffer_size", 1 << 20)
+    failing.errors[:] = [error(Reason.QUEUE_FULL)] * 2
+    with pytest.raises(grpc.aio.AioRpcError):
+        await send_padded(failing.client.channel, admin_token, size)
+    client = Client(failing.port, admin_token, [*OPTIONS, keep])
+    await send_padded(client.channel, admin_token, size)
+    await client.close()
+
+    assert arrivals.of(GET_ACCESS) == 3
 
 
 async def test_calls_of_a_killed_server_are_retried_at_the_other_one(
