@@ -19,6 +19,7 @@ from google.protobuf.descriptor_pb2 import (
     MethodDescriptorProto,
     ServiceDescriptorProto,
 )
+from http_rules import bindings_of
 
 PACKAGE = "pointbook.v1"
 ERRORS_PAGE = "errors"
@@ -179,7 +180,8 @@ class Reference:
     ) -> Iterator[str]:
         yield f"### {method.name}"
         yield self._text(page.comment(path), page.name)
-        yield f"`/{PACKAGE}.{service.name}/{method.name}`"
+        addresses = [f"{each.verb.upper()} {each.template}" for each in bindings_of(method)]
+        yield "<br>\n".join(f"`{address}`" for address in (f"/{PACKAGE}.{service.name}/{method.name}", *addresses))
         for label, name in (("Request", method.input_type), ("Response", method.output_type)):
             message_path, message = page.messages[name]
             yield f"**{label}** `{message.name}`"

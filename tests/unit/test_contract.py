@@ -20,12 +20,14 @@ from google.protobuf.compiler.plugin_pb2 import CodeGeneratorRequest, CodeGenera
 
 request = CodeGeneratorRequest.FromString(sys.stdin.buffer.read())
 response = CodeGeneratorResponse(supported_features=CodeGeneratorResponse.FEATURE_PROTO3_OPTIONAL)
-options = [proto.options for proto in request.proto_file if proto.package == "pointbook.v1"]
-packages = {{(option.go_package, option.java_package) for option in options}}
-response.file.add(name=sys.argv[0].rpartition("/")[2] + ".txt", content=str(packages))
+protos = [proto for proto in request.proto_file if proto.package in ("google.api", "pointbook.v1")]
+packages = {{(proto.package, proto.options.go_package, proto.options.java_package) for proto in protos}}
+(folder,) = {{name.rpartition("/")[0] for name in request.file_to_generate}}
+name = sys.argv[0].rpartition("/")[2]
+response.file.add(name=f"{{folder}}/{{name}}.txt", content=str(sorted(packages)))
 sys.stdout.buffer.write(response.SerializeToString())
 """
-"""A plugin that writes the Go and Java packages into one file, named after itself."""
+"""A plugin that writes the Go and Java packages into one file for each folder, named after itself."""
 
 
 def breaking_changes(folder: Path) -> str:
@@ -61,10 +63,13 @@ def test_buf_generates_code_in_four_languages(tmp_path: Path) -> None:
 
     subprocess.run((BUF, "generate", "--template", str(local), "-o", str(tmp_path)), cwd=ROOT, check=True)
 
-    written = {path.parent.name: path.read_text() for path in (tmp_path / "build/clients").glob("*/*.txt")}
-    assert set(written) == {"go", "java", "python", "typescript"}
-    assert set(written.values()) == {
-        str({("example.com/pointbook-client/pointbook/v1;pointbookv1", "com.pointbook.v1")})
+    clients = tmp_path / "build/clients"
+    written = {str(path.parent.relative_to(clients)): path.read_text() for path in clients.rglob("*.txt")}
+    google = ("google.api", "google.golang.org/genproto/googleapis/api/annotations;annotations", "com.google.api")
+    ours = ("pointbook.v1", "example.com/pointbook-client/pointbook/v1;pointbookv1", "com.pointbook.v1")
+    assert written == {
+        **{f"{language}/pointbook/v1": str([google, ours]) for language in ("go", "java", "python", "typescript")},
+        "typescript/google/api": str([google]),
     }
 
 

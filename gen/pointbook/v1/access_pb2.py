@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pointbook/v1/access.proto\x12\x0cpointbook.v1\"\x18\n\x16GetCallerAccessRequest\"Q\n\x17GetCallerAccessResponse\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x14\n\x0cmerchant_ids\x18\x02 \x03(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t2o\n\rAccessService\x12^\n\x0fGetCallerAccess\x12$.pointbook.v1.GetCallerAccessRequest\x1a%.pointbook.v1.GetCallerAccessResponseB;\n\x10\x63om.pointbook.v1B\x0b\x41\x63\x63\x65ssProtoP\x01Z\x18pointbook/v1;pointbookv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19pointbook/v1/access.proto\x12\x0cpointbook.v1\x1a\x1cgoogle/api/annotations.proto\"\x18\n\x16GetCallerAccessRequest\"Q\n\x17GetCallerAccessResponse\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x14\n\x0cmerchant_ids\x18\x02 \x03(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t2\x89\x01\n\rAccessService\x12x\n\x0fGetCallerAccess\x12$.pointbook.v1.GetCallerAccessRequest\x1a%.pointbook.v1.GetCallerAccessResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1/callerAccessB;\n\x10\x63om.pointbook.v1B\x0b\x41\x63\x63\x65ssProtoP\x01Z\x18pointbook/v1;pointbookv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,10 +33,12 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pointbook.v1.access_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020com.pointbook.v1B\013AccessProtoP\001Z\030pointbook/v1;pointbookv1'
-  _globals['_GETCALLERACCESSREQUEST']._serialized_start=43
-  _globals['_GETCALLERACCESSREQUEST']._serialized_end=67
-  _globals['_GETCALLERACCESSRESPONSE']._serialized_start=69
-  _globals['_GETCALLERACCESSRESPONSE']._serialized_end=150
-  _globals['_ACCESSSERVICE']._serialized_start=152
-  _globals['_ACCESSSERVICE']._serialized_end=263
+  _globals['_ACCESSSERVICE'].methods_by_name['GetCallerAccess']._loaded_options = None
+  _globals['_ACCESSSERVICE'].methods_by_name['GetCallerAccess']._serialized_options = b'\202\323\344\223\002\022\022\020/v1/callerAccess'
+  _globals['_GETCALLERACCESSREQUEST']._serialized_start=73
+  _globals['_GETCALLERACCESSREQUEST']._serialized_end=97
+  _globals['_GETCALLERACCESSRESPONSE']._serialized_start=99
+  _globals['_GETCALLERACCESSRESPONSE']._serialized_end=180
+  _globals['_ACCESSSERVICE']._serialized_start=183
+  _globals['_ACCESSSERVICE']._serialized_end=320
 # @@protoc_insertion_point(module_scope)

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pointbook.v1 import identity_pb2 as pointbook_dot_v1_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpointbook/v1/customers.proto\x12\x0cpointbook.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bpointbook/v1/identity.proto\"\xa0\x02\n\x08\x43ustomer\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x0e\n\x06mobile\x18\x03 \x01(\t\x12\r\n\x05\x65mail\x18\x04 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x05 \x01(\t\x12\x14\n\x0c\x63\x61rd_numbers\x18\x06 \x03(\t\x12\x19\n\x11\x63\x61rd_external_ids\x18\x07 \x03(\t\x12#\n\x06\x62uyers\x18\x08 \x03(\x0b\x32\x13.pointbook.v1.Buyer\x12\x37\n\x11source_identities\x18\t \x03(\x0b\x32\x1c.pointbook.v1.SourceIdentity\x12\x10\n\x08language\x18\n \x01(\t\x12\x15\n\rfraud_blocked\x18\x0b \x01(\x08\"L\n\x12PutCustomerRequest\x12(\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x16.pointbook.v1.Customer\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"M\n\x13PutCustomerResponse\x12(\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x16.pointbook.v1.Customer\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"v\n\x12GetCustomerRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\x0b\x63ustomer_id\x18\x02 \x01(\tH\x00\x12-\n\x08\x63ustomer\x18\x03 \x01(\x0b\x32\x19.pointbook.v1.CustomerRefH\x00\x42\x05\n\x03key\"M\n\x13GetCustomerResponse\x12(\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x16.pointbook.v1.Customer\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x85\x02\n\x1a\x41pplyCustomerUpdateRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0bmerchant_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\t\x12\x10\n\x08\x62uyer_id\x18\x04 \x01(\t\x12.\n\x04kind\x18\x05 \x01(\x0e\x32 .pointbook.v1.CustomerUpdateKind\x12\x13\n\x06mobile\x18\x06 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05\x65mail\x18\x07 \x01(\tH\x01\x88\x01\x01\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\t\n\x07_mobileB\x08\n\x06_email\"\xa6\x01\n\x1b\x41pplyCustomerUpdateResponse\x12\x34\n\x07outcome\x18\x01 \x01(\x0e\x32#.pointbook.v1.CustomerUpdateOutcome\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12<\n\x13skipped_identifiers\x18\x03 \x03(\x0b\x32\x1f.pointbook.v1.SkippedIdentifier\"\x7f\n\x11SkippedIdentifier\x12\x35\n\x0fidentifier_type\x18\x01 \x01(\x0e\x32\x1c.pointbook.v1.IdentifierType\x12\x33\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32$.pointbook.v1.SkippedIdentifierCause\"\xc8\x02\n\x15MoveIdentifierRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x06mobile\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x65mail\x18\x03 \x01(\tH\x00\x12\x15\n\x0b\x65xternal_id\x18\x04 \x01(\tH\x00\x12\x15\n\x0b\x63\x61rd_number\x18\x05 \x01(\tH\x00\x12\x1a\n\x10\x63\x61rd_external_id\x18\x06 \x01(\tH\x00\x12$\n\x05\x62uyer\x18\x07 \x01(\x0b\x32\x13.pointbook.v1.BuyerH\x00\x12\x37\n\x0fsource_identity\x18\x08 \x01(\x0b\x32\x1c.pointbook.v1.SourceIdentityH\x00\x12\x18\n\x10\x66rom_customer_id\x18\t \x01(\t\x12\x16\n\x0eto_customer_id\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\tB\x0c\n\nidentifier\"<\n\x16MoveIdentifierResponse\x12\x11\n\tfrom_etag\x18\x01 \x01(\t\x12\x0f\n\x07to_etag\x18\x02 \x01(\t\"Q\n\x15RedactCustomerRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"I\n\x16RedactCustomerResponse\x12/\n\x0bredact_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xed\x01\n\tUserGroup\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x03 \x01(\t\x12\x1b\n\x13primary_customer_id\x18\x04 \x01(\t\x12/\n\x07members\x18\x05 \x03(\x0b\x32\x1e.pointbook.v1.UserGroup.Member\x1aV\n\x06Member\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x12\n\ncan_redeem\x18\x02 \x01(\x08\x12\x0f\n\x07\x62locked\x18\x03 \x01(\x08\x12\x12\n\nis_default\x18\x04 \x01(\x08\"P\n\x13PutUserGroupRequest\x12+\n\nuser_group\x18\x01 \x01(\x0b\x32\x17.pointbook.v1.UserGroup\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"Q\n\x14PutUserGroupResponse\x12+\n\nuser_group\x18\x01 \x01(\x0b\x32\x17.pointbook.v1.UserGroup\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"<\n\x13GetUserGroupRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\"Q\n\x14GetUserGroupResponse\x12+\n\nuser_group\x18\x01 \x01(\x0b\x32\x17.pointbook.v1.UserGroup\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"M\n\x16\x44\x65leteUserGroupRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x19\n\x17\x44\x65leteUserGroupResponse*\xc3\x01\n\x12\x43ustomerUpdateKind\x12$\n CUSTOMER_UPDATE_KIND_UNSPECIFIED\x10\x00\x12 \n\x1c\x43USTOMER_UPDATE_KIND_CREATED\x10\x01\x12 \n\x1c\x43USTOMER_UPDATE_KIND_UPDATED\x10\x02\x12 \n\x1c\x43USTOMER_UPDATE_KIND_DELETED\x10\x03\x12!\n\x1d\x43USTOMER_UPDATE_KIND_REDACTED\x10\x04*\xd8\x01\n\x15\x43ustomerUpdateOutcome\x12\'\n#CUSTOMER_UPDATE_OUTCOME_UNSPECIFIED\x10\x00\x12#\n\x1f\x43USTOMER_UPDATE_OUTCOME_APPLIED\x10\x01\x12%\n!CUSTOMER_UPDATE_OUTCOME_DUPLICATE\x10\x02\x12$\n CUSTOMER_UPDATE_OUTCOME_OUTDATED\x10\x03\x12$\n CUSTOMER_UPDATE_OUTCOME_REDACTED\x10\x04*\x8c\x01\n\x16SkippedIdentifierCause\x12(\n$SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED\x10\x00\x12$\n SKIPPED_IDENTIFIER_CAUSE_INVALID\x10\x01\x12\"\n\x1eSKIPPED_IDENTIFIER_CAUSE_TAKEN\x10\x02\x32\xee\x05\n\x10\x43ustomersService\x12R\n\x0bPutCustomer\x12 .pointbook.v1.PutCustomerRequest\x1a!.pointbook.v1.PutCustomerResponse\x12R\n\x0bGetCustomer\x12 .pointbook.v1.GetCustomerRequest\x1a!.pointbook.v1.GetCustomerResponse\x12j\n\x13\x41pplyCustomerUpdate\x12(.pointbook.v1.ApplyCustomerUpdateRequest\x1a).pointbook.v1.ApplyCustomerUpdateResponse\x12[\n\x0eMoveIdentifier\x12#.pointbook.v1.MoveIdentifierRequest\x1a$.pointbook.v1.MoveIdentifierResponse\x12[\n\x0eRedactCustomer\x12#.pointbook.v1.RedactCustomerRequest\x1a$.pointbook.v1.RedactCustomerResponse\x12U\n\x0cPutUserGroup\x12!.pointbook.v1.PutUserGroupRequest\x1a\".pointbook.v1.PutUserGroupResponse\x12U\n\x0cGetUserGroup\x12!.pointbook.v1.GetUserGroupRequest\x1a\".pointbook.v1.GetUserGroupResponse\x12^\n\x0f\x44\x65leteUserGroup\x12$.pointbook.v1.DeleteUserGroupRequest\x1a%.pointbook.v1.DeleteUserGroupResponseB>\n\x10\x63om.pointbook.v1B\x0e\x43ustomersProtoP\x01Z\x18pointbook/v1;pointbookv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpointbook/v1/customers.proto\x12\x0cpointbook.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bpointbook/v1/identity.proto\"\xa0\x02\n\x08\x43ustomer\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x0e\n\x06mobile\x18\x03 \x01(\t\x12\r\n\x05\x65mail\x18\x04 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x05 \x01(\t\x12\x14\n\x0c\x63\x61rd_numbers\x18\x06 \x03(\t\x12\x19\n\x11\x63\x61rd_external_ids\x18\x07 \x03(\t\x12#\n\x06\x62uyers\x18\x08 \x03(\x0b\x32\x13.pointbook.v1.Buyer\x12\x37\n\x11source_identities\x18\t \x03(\x0b\x32\x1c.pointbook.v1.SourceIdentity\x12\x10\n\x08language\x18\n \x01(\t\x12\x15\n\rfraud_blocked\x18\x0b \x01(\x08\"L\n\x12PutCustomerRequest\x12(\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x16.pointbook.v1.Customer\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"M\n\x13PutCustomerResponse\x12(\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x16.pointbook.v1.Customer\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"v\n\x12GetCustomerRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\x0b\x63ustomer_id\x18\x02 \x01(\tH\x00\x12-\n\x08\x63ustomer\x18\x03 \x01(\x0b\x32\x19.pointbook.v1.CustomerRefH\x00\x42\x05\n\x03key\"M\n\x13GetCustomerResponse\x12(\n\x08\x63ustomer\x18\x01 \x01(\x0b\x32\x16.pointbook.v1.Customer\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"\x85\x02\n\x1a\x41pplyCustomerUpdateRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0bmerchant_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\t\x12\x10\n\x08\x62uyer_id\x18\x04 \x01(\t\x12.\n\x04kind\x18\x05 \x01(\x0e\x32 .pointbook.v1.CustomerUpdateKind\x12\x13\n\x06mobile\x18\x06 \x01(\tH\x00\x88\x01\x01\x12\x12\n\x05\x65mail\x18\x07 \x01(\tH\x01\x88\x01\x01\x12.\n\nupdated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\t\n\x07_mobileB\x08\n\x06_email\"\xa6\x01\n\x1b\x41pplyCustomerUpdateResponse\x12\x34\n\x07outcome\x18\x01 \x01(\x0e\x32#.pointbook.v1.CustomerUpdateOutcome\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12<\n\x13skipped_identifiers\x18\x03 \x03(\x0b\x32\x1f.pointbook.v1.SkippedIdentifier\"\x7f\n\x11SkippedIdentifier\x12\x35\n\x0fidentifier_type\x18\x01 \x01(\x0e\x32\x1c.pointbook.v1.IdentifierType\x12\x33\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32$.pointbook.v1.SkippedIdentifierCause\"\xc8\x02\n\x15MoveIdentifierRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x06mobile\x18\x02 \x01(\tH\x00\x12\x0f\n\x05\x65mail\x18\x03 \x01(\tH\x00\x12\x15\n\x0b\x65xternal_id\x18\x04 \x01(\tH\x00\x12\x15\n\x0b\x63\x61rd_number\x18\x05 \x01(\tH\x00\x12\x1a\n\x10\x63\x61rd_external_id\x18\x06 \x01(\tH\x00\x12$\n\x05\x62uyer\x18\x07 \x01(\x0b\x32\x13.pointbook.v1.BuyerH\x00\x12\x37\n\x0fsource_identity\x18\x08 \x01(\x0b\x32\x1c.pointbook.v1.SourceIdentityH\x00\x12\x18\n\x10\x66rom_customer_id\x18\t \x01(\t\x12\x16\n\x0eto_customer_id\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\tB\x0c\n\nidentifier\"<\n\x16MoveIdentifierResponse\x12\x11\n\tfrom_etag\x18\x01 \x01(\t\x12\x0f\n\x07to_etag\x18\x02 \x01(\t\"Q\n\x15RedactCustomerRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x13\n\x0b\x63ustomer_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"I\n\x16RedactCustomerResponse\x12/\n\x0bredact_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xed\x01\n\tUserGroup\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x03 \x01(\t\x12\x1b\n\x13primary_customer_id\x18\x04 \x01(\t\x12/\n\x07members\x18\x05 \x03(\x0b\x32\x1e.pointbook.v1.UserGroup.Member\x1aV\n\x06Member\x12\x13\n\x0b\x63ustomer_id\x18\x01 \x01(\t\x12\x12\n\ncan_redeem\x18\x02 \x01(\x08\x12\x0f\n\x07\x62locked\x18\x03 \x01(\x08\x12\x12\n\nis_default\x18\x04 \x01(\x08\"P\n\x13PutUserGroupRequest\x12+\n\nuser_group\x18\x01 \x01(\x0b\x32\x17.pointbook.v1.UserGroup\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"Q\n\x14PutUserGroupResponse\x12+\n\nuser_group\x18\x01 \x01(\x0b\x32\x17.pointbook.v1.UserGroup\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"<\n\x13GetUserGroupRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\"Q\n\x14GetUserGroupResponse\x12+\n\nuser_group\x18\x01 \x01(\x0b\x32\x17.pointbook.v1.UserGroup\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"M\n\x16\x44\x65leteUserGroupRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08group_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"\x19\n\x17\x44\x65leteUserGroupResponse*\xc3\x01\n\x12\x43ustomerUpdateKind\x12$\n CUSTOMER_UPDATE_KIND_UNSPECIFIED\x10\x00\x12 \n\x1c\x43USTOMER_UPDATE_KIND_CREATED\x10\x01\x12 \n\x1c\x43USTOMER_UPDATE_KIND_UPDATED\x10\x02\x12 \n\x1c\x43USTOMER_UPDATE_KIND_DELETED\x10\x03\x12!\n\x1d\x43USTOMER_UPDATE_KIND_REDACTED\x10\x04*\xd8\x01\n\x15\x43ustomerUpdateOutcome\x12\'\n#CUSTOMER_UPDATE_OUTCOME_UNSPECIFIED\x10\x00\x12#\n\x1f\x43USTOMER_UPDATE_OUTCOME_APPLIED\x10\x01\x12%\n!CUSTOMER_UPDATE_OUTCOME_DUPLICATE\x10\x02\x12$\n CUSTOMER_UPDATE_OUTCOME_OUTDATED\x10\x03\x12$\n CUSTOMER_UPDATE_OUTCOME_REDACTED\x10\x04*\x8c\x01\n\x16SkippedIdentifierCause\x12(\n$SKIPPED_IDENTIFIER_CAUSE_UNSPECIFIED\x10\x00\x12$\n SKIPPED_IDENTIFIER_CAUSE_INVALID\x10\x01\x12\"\n\x1eSKIPPED_IDENTIFIER_CAUSE_TAKEN\x10\x02\x32\xe8\n\n\x10\x43ustomersService\x12\xab\x01\n\x0bPutCustomer\x12 .pointbook.v1.PutCustomerRequest\x1a!.pointbook.v1.PutCustomerResponse\"W\x82\xd3\xe4\x93\x02Q\x1a\x45/v1/merchants/{customer.merchant_id}/customers/{customer.customer_id}:\x08\x63ustomer\x12\xbf\x01\n\x0bGetCustomer\x12 .pointbook.v1.GetCustomerRequest\x1a!.pointbook.v1.GetCustomerResponse\"k\x82\xd3\xe4\x93\x02\x65\x12\x33/v1/merchants/{merchant_id}/customers/{customer_id}Z.\")/v1/merchants/{merchant_id}/customers:get:\x01*\x12\xa8\x01\n\x13\x41pplyCustomerUpdate\x12(.pointbook.v1.ApplyCustomerUpdateRequest\x1a).pointbook.v1.ApplyCustomerUpdateResponse\"<\x82\xd3\xe4\x93\x02\x36\"1/v1/merchants/{merchant_id}/customerUpdates:apply:\x01*\x12\xaf\x01\n\x0eMoveIdentifier\x12#.pointbook.v1.MoveIdentifierRequest\x1a$.pointbook.v1.MoveIdentifierResponse\"R\x82\xd3\xe4\x93\x02L\"G/v1/merchants/{merchant_id}/customers/{from_customer_id}:moveIdentifier:\x01*\x12\xa2\x01\n\x0eRedactCustomer\x12#.pointbook.v1.RedactCustomerRequest\x1a$.pointbook.v1.RedactCustomerResponse\"E\x82\xd3\xe4\x93\x02?\":/v1/merchants/{merchant_id}/customers/{customer_id}:redact:\x01*\x12\xb2\x01\n\x0cPutUserGroup\x12!.pointbook.v1.PutUserGroupRequest\x1a\".pointbook.v1.PutUserGroupResponse\"[\x82\xd3\xe4\x93\x02U\x1aG/v1/merchants/{user_group.merchant_id}/userGroups/{user_group.group_id}:\nuser_group\x12\x90\x01\n\x0cGetUserGroup\x12!.pointbook.v1.GetUserGroupRequest\x1a\".pointbook.v1.GetUserGroupResponse\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/merchants/{merchant_id}/userGroups/{group_id}\x12\x99\x01\n\x0f\x44\x65leteUserGroup\x12$.pointbook.v1.DeleteUserGroupRequest\x1a%.pointbook.v1.DeleteUserGroupResponse\"9\x82\xd3\xe4\x93\x02\x33*1/v1/merchants/{merchant_id}/userGroups/{group_id}B>\n\x10\x63om.pointbook.v1B\x0e\x43ustomersProtoP\x01Z\x18pointbook/v1;pointbookv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,52 +35,68 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pointbook.v1.customers_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020com.pointbook.v1B\016CustomersProtoP\001Z\030pointbook/v1;pointbookv1'
-  _globals['_CUSTOMERUPDATEKIND']._serialized_start=2525
-  _globals['_CUSTOMERUPDATEKIND']._serialized_end=2720
-  _globals['_CUSTOMERUPDATEOUTCOME']._serialized_start=2723
-  _globals['_CUSTOMERUPDATEOUTCOME']._serialized_end=2939
-  _globals['_SKIPPEDIDENTIFIERCAUSE']._serialized_start=2942
-  _globals['_SKIPPEDIDENTIFIERCAUSE']._serialized_end=3082
-  _globals['_CUSTOMER']._serialized_start=109
-  _globals['_CUSTOMER']._serialized_end=397
-  _globals['_PUTCUSTOMERREQUEST']._serialized_start=399
-  _globals['_PUTCUSTOMERREQUEST']._serialized_end=475
-  _globals['_PUTCUSTOMERRESPONSE']._serialized_start=477
-  _globals['_PUTCUSTOMERRESPONSE']._serialized_end=554
-  _globals['_GETCUSTOMERREQUEST']._serialized_start=556
-  _globals['_GETCUSTOMERREQUEST']._serialized_end=674
-  _globals['_GETCUSTOMERRESPONSE']._serialized_start=676
-  _globals['_GETCUSTOMERRESPONSE']._serialized_end=753
-  _globals['_APPLYCUSTOMERUPDATEREQUEST']._serialized_start=756
-  _globals['_APPLYCUSTOMERUPDATEREQUEST']._serialized_end=1017
-  _globals['_APPLYCUSTOMERUPDATERESPONSE']._serialized_start=1020
-  _globals['_APPLYCUSTOMERUPDATERESPONSE']._serialized_end=1186
-  _globals['_SKIPPEDIDENTIFIER']._serialized_start=1188
-  _globals['_SKIPPEDIDENTIFIER']._serialized_end=1315
-  _globals['_MOVEIDENTIFIERREQUEST']._serialized_start=1318
-  _globals['_MOVEIDENTIFIERREQUEST']._serialized_end=1646
-  _globals['_MOVEIDENTIFIERRESPONSE']._serialized_start=1648
-  _globals['_MOVEIDENTIFIERRESPONSE']._serialized_end=1708
-  _globals['_REDACTCUSTOMERREQUEST']._serialized_start=1710
-  _globals['_REDACTCUSTOMERREQUEST']._serialized_end=1791
-  _globals['_REDACTCUSTOMERRESPONSE']._serialized_start=1793
-  _globals['_REDACTCUSTOMERRESPONSE']._serialized_end=1866
-  _globals['_USERGROUP']._serialized_start=1869
-  _globals['_USERGROUP']._serialized_end=2106
-  _globals['_USERGROUP_MEMBER']._serialized_start=2020
-  _globals['_USERGROUP_MEMBER']._serialized_end=2106
-  _globals['_PUTUSERGROUPREQUEST']._serialized_start=2108
-  _globals['_PUTUSERGROUPREQUEST']._serialized_end=2188
-  _globals['_PUTUSERGROUPRESPONSE']._serialized_start=2190
-  _globals['_PUTUSERGROUPRESPONSE']._serialized_end=2271
-  _globals['_GETUSERGROUPREQUEST']._serialized_start=2273
-  _globals['_GETUSERGROUPREQUEST']._serialized_end=2333
-  _globals['_GETUSERGROUPRESPONSE']._serialized_start=2335
-  _globals['_GETUSERGROUPRESPONSE']._serialized_end=2416
-  _globals['_DELETEUSERGROUPREQUEST']._serialized_start=2418
-  _globals['_DELETEUSERGROUPREQUEST']._serialized_end=2495
-  _globals['_DELETEUSERGROUPRESPONSE']._serialized_start=2497
-  _globals['_DELETEUSERGROUPRESPONSE']._serialized_end=2522
-  _globals['_CUSTOMERSSERVICE']._serialized_start=3085
-  _globals['_CUSTOMERSSERVICE']._serialized_end=3835
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['PutCustomer']._loaded_options = None
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['PutCustomer']._serialized_options = b'\202\323\344\223\002Q\032E/v1/merchants/{customer.merchant_id}/customers/{customer.customer_id}:\010customer'
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['GetCustomer']._loaded_options = None
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['GetCustomer']._serialized_options = b'\202\323\344\223\002e\0223/v1/merchants/{merchant_id}/customers/{customer_id}Z.\")/v1/merchants/{merchant_id}/customers:get:\001*'
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['ApplyCustomerUpdate']._loaded_options = None
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['ApplyCustomerUpdate']._serialized_options = b'\202\323\344\223\0026\"1/v1/merchants/{merchant_id}/customerUpdates:apply:\001*'
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['MoveIdentifier']._loaded_options = None
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['MoveIdentifier']._serialized_options = b'\202\323\344\223\002L\"G/v1/merchants/{merchant_id}/customers/{from_customer_id}:moveIdentifier:\001*'
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['RedactCustomer']._loaded_options = None
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['RedactCustomer']._serialized_options = b'\202\323\344\223\002?\":/v1/merchants/{merchant_id}/customers/{customer_id}:redact:\001*'
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['PutUserGroup']._loaded_options = None
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['PutUserGroup']._serialized_options = b'\202\323\344\223\002U\032G/v1/merchants/{user_group.merchant_id}/userGroups/{user_group.group_id}:\nuser_group'
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['GetUserGroup']._loaded_options = None
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['GetUserGroup']._serialized_options = b'\202\323\344\223\0023\0221/v1/merchants/{merchant_id}/userGroups/{group_id}'
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['DeleteUserGroup']._loaded_options = None
+  _globals['_CUSTOMERSSERVICE'].methods_by_name['DeleteUserGroup']._serialized_options = b'\202\323\344\223\0023*1/v1/merchants/{merchant_id}/userGroups/{group_id}'
+  _globals['_CUSTOMERUPDATEKIND']._serialized_start=2555
+  _globals['_CUSTOMERUPDATEKIND']._serialized_end=2750
+  _globals['_CUSTOMERUPDATEOUTCOME']._serialized_start=2753
+  _globals['_CUSTOMERUPDATEOUTCOME']._serialized_end=2969
+  _globals['_SKIPPEDIDENTIFIERCAUSE']._serialized_start=2972
+  _globals['_SKIPPEDIDENTIFIERCAUSE']._serialized_end=3112
+  _globals['_CUSTOMER']._serialized_start=139
+  _globals['_CUSTOMER']._serialized_end=427
+  _globals['_PUTCUSTOMERREQUEST']._serialized_start=429
+  _globals['_PUTCUSTOMERREQUEST']._serialized_end=505
+  _globals['_PUTCUSTOMERRESPONSE']._serialized_start=507
+  _globals['_PUTCUSTOMERRESPONSE']._serialized_end=584
+  _globals['_GETCUSTOMERREQUEST']._serialized_start=586
+  _globals['_GETCUSTOMERREQUEST']._serialized_end=704
+  _globals['_GETCUSTOMERRESPONSE']._serialized_start=706
+  _globals['_GETCUSTOMERRESPONSE']._serialized_end=783
+  _globals['_APPLYCUSTOMERUPDATEREQUEST']._serialized_start=786
+  _globals['_APPLYCUSTOMERUPDATEREQUEST']._serialized_end=1047
+  _globals['_APPLYCUSTOMERUPDATERESPONSE']._serialized_start=1050
+  _globals['_APPLYCUSTOMERUPDATERESPONSE']._serialized_end=1216
+  _globals['_SKIPPEDIDENTIFIER']._serialized_start=1218
+  _globals['_SKIPPEDIDENTIFIER']._serialized_end=1345
+  _globals['_MOVEIDENTIFIERREQUEST']._serialized_start=1348
+  _globals['_MOVEIDENTIFIERREQUEST']._serialized_end=1676
+  _globals['_MOVEIDENTIFIERRESPONSE']._serialized_start=1678
+  _globals['_MOVEIDENTIFIERRESPONSE']._serialized_end=1738
+  _globals['_REDACTCUSTOMERREQUEST']._serialized_start=1740
+  _globals['_REDACTCUSTOMERREQUEST']._serialized_end=1821
+  _globals['_REDACTCUSTOMERRESPONSE']._serialized_start=1823
+  _globals['_REDACTCUSTOMERRESPONSE']._serialized_end=1896
+  _globals['_USERGROUP']._serialized_start=1899
+  _globals['_USERGROUP']._serialized_end=2136
+  _globals['_USERGROUP_MEMBER']._serialized_start=2050
+  _globals['_USERGROUP_MEMBER']._serialized_end=2136
+  _globals['_PUTUSERGROUPREQUEST']._serialized_start=2138
+  _globals['_PUTUSERGROUPREQUEST']._serialized_end=2218
+  _globals['_PUTUSERGROUPRESPONSE']._serialized_start=2220
+  _globals['_PUTUSERGROUPRESPONSE']._serialized_end=2301
+  _globals['_GETUSERGROUPREQUEST']._serialized_start=2303
+  _globals['_GETUSERGROUPREQUEST']._serialized_end=2363
+  _globals['_GETUSERGROUPRESPONSE']._serialized_start=2365
+  _globals['_GETUSERGROUPRESPONSE']._serialized_end=2446
+  _globals['_DELETEUSERGROUPREQUEST']._serialized_start=2448
+  _globals['_DELETEUSERGROUPREQUEST']._serialized_end=2525
+  _globals['_DELETEUSERGROUPRESPONSE']._serialized_start=2527
+  _globals['_DELETEUSERGROUPRESPONSE']._serialized_end=2552
+  _globals['_CUSTOMERSSERVICE']._serialized_start=3115
+  _globals['_CUSTOMERSSERVICE']._serialized_end=4499
 # @@protoc_insertion_point(module_scope)

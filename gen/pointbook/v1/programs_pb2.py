@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pointbook.v1 import redemption_pb2 as pointbook_dot_v1_dot_redemption__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointbook/v1/programs.proto\x12\x0cpointbook.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpointbook/v1/redemption.proto\"Y\n\x05Store\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x13\n\x0bshop_domain\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\"C\n\x0fPutStoreRequest\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"D\n\x10PutStoreResponse\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"L\n\x13ReleaseStoreRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x16\n\x14ReleaseStoreResponse\"8\n\x0fGetStoreRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\"D\n\x10GetStoreResponse\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"O\n\x11ListStoresRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListStoresResponse\x12#\n\x06stores\x18\x01 \x03(\x0b\x32\x13.pointbook.v1.Store\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x85\x02\n\x0cStoreErasure\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x30\n\x0crequest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nbegin_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x87\x01\n\x1aRequestStoreErasureRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0bmerchant_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\t\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"~\n\x1bRequestStoreErasureResponse\x12\x32\n\x07outcome\x18\x01 \x01(\x0e\x32!.pointbook.v1.StoreErasureOutcome\x12+\n\x07\x65rasure\x18\x02 \x01(\x0b\x32\x1a.pointbook.v1.StoreErasure\"V\n\x18ListStoreErasuresRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x19ListStoreErasuresResponse\x12,\n\x08\x65rasures\x18\x01 \x03(\x0b\x32\x1a.pointbook.v1.StoreErasure\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x11\x45raseStoreRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"d\n\x12\x45raseStoreResponse\x12\x0e\n\x06\x65rased\x18\x01 \x01(\x03\x12\x11\n\tremaining\x18\x02 \x01(\x03\x12+\n\x07\x65rasure\x18\x03 \x01(\x0b\x32\x1a.pointbook.v1.StoreErasure\"\x9a\x05\n\x07Program\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x11\n\tstore_ids\x18\x04 \x03(\t\x12\x1a\n\x12redemption_enabled\x18\x05 \x01(\x08\x12\x11\n\ttime_zone\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_region\x18\x07 \x01(\t\x12\x17\n\x0f\x61llowed_regions\x18\x08 \x03(\t\x12\x32\n\x08\x63riteria\x18\t \x01(\x0b\x32 .pointbook.v1.RedemptionCriteria\x12\x13\n\x0bpoint_value\x18\n \x01(\t\x12\x15\n\rcurrency_code\x18\x0b \x01(\t\x12\x1b\n\x13local_currency_code\x18\x0c \x01(\t\x12\x1b\n\x13local_currency_rate\x18\r \x01(\t\x12\x1e\n\x16\x61llow_group_redemption\x18\x0e \x01(\x08\x12&\n\x1e\x61llow_cross_program_redemption\x18\x0f \x01(\x08\x12\x34\n\x11settlement_window\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11settlement_scenes\x18\x11 \x03(\t\x12\x34\n\nvalidation\x18\x12 \x01(\x0b\x32 .pointbook.v1.ValidationSettings\x12$\n\x17local_currency_decimals\x18\x13 \x01(\x05H\x00\x88\x01\x01\x12\x32\n\x0fsettlement_lead\x18\x14 \x01(\x0b\x32\x19.google.protobuf.DurationB\x1a\n\x18_local_currency_decimals\"\xf0\x03\n\x12RedemptionCriteria\x12\x19\n\x0cmultiples_of\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12&\n\x19min_points_per_redemption\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12&\n\x19max_points_per_redemption\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12!\n\x14min_balance_required\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12 \n\x13min_lifetime_points\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x1f\n\x12max_points_per_day\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12 \n\x13max_points_per_week\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12!\n\x14max_points_per_month\x18\x08 \x01(\x03H\x07\x88\x01\x01\x42\x0f\n\r_multiples_ofB\x1c\n\x1a_min_points_per_redemptionB\x1c\n\x1a_max_points_per_redemptionB\x17\n\x15_min_balance_requiredB\x16\n\x14_min_lifetime_pointsB\x15\n\x13_max_points_per_dayB\x16\n\x14_max_points_per_weekB\x17\n\x15_max_points_per_month\"\xc4\x03\n\x12ValidationSettings\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x12\n\nallow_skip\x18\x02 \x01(\x08\x12.\n\x08\x63hannels\x18\x03 \x03(\x0e\x32\x1c.pointbook.v1.ValidationType\x12\x13\n\x0b\x63ode_length\x18\x04 \x01(\x05\x12\x14\n\x0c\x61lphanumeric\x18\x05 \x01(\x08\x12,\n\tcode_life\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12missed_call_number\x18\x07 \x01(\t\x12\x1e\n\x16max_points_missed_call\x18\x08 \x01(\x03\x12Q\n\x11message_templates\x18\t \x03(\x0b\x32\x36.pointbook.v1.ValidationSettings.MessageTemplatesEntry\x12\x37\n\x10sms_number_types\x18\n \x03(\x0e\x32\x1d.pointbook.v1.PhoneNumberType\x1a\x37\n\x15MessageTemplatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x11PutProgramRequest\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"J\n\x12PutProgramResponse\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"<\n\x11GetProgramRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\x03\"J\n\x12GetProgramResponse\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"Q\n\x13ListProgramsRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x14ListProgramsResponse\x12\'\n\x08programs\x18\x01 \x03(\x0b\x32\x15.pointbook.v1.Program\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xb8\x01\n\x13StoreErasureOutcome\x12%\n!STORE_ERASURE_OUTCOME_UNSPECIFIED\x10\x00\x12#\n\x1fSTORE_ERASURE_OUTCOME_REQUESTED\x10\x01\x12+\n\'STORE_ERASURE_OUTCOME_ALREADY_REQUESTED\x10\x02\x12(\n$STORE_ERASURE_OUTCOME_ALREADY_ERASED\x10\x03*\xc3\x03\n\x0fPhoneNumberType\x12!\n\x1dPHONE_NUMBER_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1cPHONE_NUMBER_TYPE_FIXED_LINE\x10\x01\x12\x1c\n\x18PHONE_NUMBER_TYPE_MOBILE\x10\x02\x12*\n&PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE\x10\x03\x12\x1f\n\x1bPHONE_NUMBER_TYPE_TOLL_FREE\x10\x04\x12\"\n\x1ePHONE_NUMBER_TYPE_PREMIUM_RATE\x10\x05\x12!\n\x1dPHONE_NUMBER_TYPE_SHARED_COST\x10\x06\x12\x1a\n\x16PHONE_NUMBER_TYPE_VOIP\x10\x07\x12%\n!PHONE_NUMBER_TYPE_PERSONAL_NUMBER\x10\x08\x12\x1b\n\x17PHONE_NUMBER_TYPE_PAGER\x10\t\x12\x19\n\x15PHONE_NUMBER_TYPE_UAN\x10\n\x12\x1f\n\x1bPHONE_NUMBER_TYPE_VOICEMAIL\x10\x0b\x12\x1d\n\x19PHONE_NUMBER_TYPE_UNKNOWN\x10\x0c\x32\xeb\x06\n\x0fProgramsService\x12I\n\x08PutStore\x12\x1d.pointbook.v1.PutStoreRequest\x1a\x1e.pointbook.v1.PutStoreResponse\x12U\n\x0cReleaseStore\x12!.pointbook.v1.ReleaseStoreRequest\x1a\".pointbook.v1.ReleaseStoreResponse\x12I\n\x08GetStore\x12\x1d.pointbook.v1.GetStoreRequest\x1a\x1e.pointbook.v1.GetStoreResponse\x12O\n\nListStores\x12\x1f.pointbook.v1.ListStoresRequest\x1a .pointbook.v1.ListStoresResponse\x12j\n\x13RequestStoreErasure\x12(.pointbook.v1.RequestStoreErasureRequest\x1a).pointbook.v1.RequestStoreErasureResponse\x12\x64\n\x11ListStoreErasures\x12&.pointbook.v1.ListStoreErasuresRequest\x1a\'.pointbook.v1.ListStoreErasuresResponse\x12O\n\nEraseStore\x12\x1f.pointbook.v1.EraseStoreRequest\x1a .pointbook.v1.EraseStoreResponse\x12O\n\nPutProgram\x12\x1f.pointbook.v1.PutProgramRequest\x1a .pointbook.v1.PutProgramResponse\x12O\n\nGetProgram\x12\x1f.pointbook.v1.GetProgramRequest\x1a .pointbook.v1.GetProgramResponse\x12U\n\x0cListPrograms\x12!.pointbook.v1.ListProgramsRequest\x1a\".pointbook.v1.ListProgramsResponseB=\n\x10\x63om.pointbook.v1B\rProgramsProtoP\x01Z\x18pointbook/v1;pointbookv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointbook/v1/programs.proto\x12\x0cpointbook.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpointbook/v1/redemption.proto\"Y\n\x05Store\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x13\n\x0bshop_domain\x18\x03 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x04 \x01(\t\"C\n\x0fPutStoreRequest\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"D\n\x10PutStoreResponse\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"L\n\x13ReleaseStoreRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x16\n\x14ReleaseStoreResponse\"8\n\x0fGetStoreRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\"D\n\x10GetStoreResponse\x12\"\n\x05store\x18\x01 \x01(\x0b\x32\x13.pointbook.v1.Store\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"O\n\x11ListStoresRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"R\n\x12ListStoresResponse\x12#\n\x06stores\x18\x01 \x03(\x0b\x32\x13.pointbook.v1.Store\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x85\x02\n\x0cStoreErasure\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x30\n\x0crequest_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64ue_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nbegin_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nclose_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x07 \x01(\t\"\x87\x01\n\x1aRequestStoreErasureRequest\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x13\n\x0bmerchant_id\x18\x02 \x01(\t\x12\x10\n\x08store_id\x18\x03 \x01(\t\x12\x30\n\x0crequest_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"~\n\x1bRequestStoreErasureResponse\x12\x32\n\x07outcome\x18\x01 \x01(\x0e\x32!.pointbook.v1.StoreErasureOutcome\x12+\n\x07\x65rasure\x18\x02 \x01(\x0b\x32\x1a.pointbook.v1.StoreErasure\"V\n\x18ListStoreErasuresRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"b\n\x19ListStoreErasuresResponse\x12,\n\x08\x65rasures\x18\x01 \x03(\x0b\x32\x1a.pointbook.v1.StoreErasure\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x11\x45raseStoreRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x10\n\x08store_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"d\n\x12\x45raseStoreResponse\x12\x0e\n\x06\x65rased\x18\x01 \x01(\x03\x12\x11\n\tremaining\x18\x02 \x01(\x03\x12+\n\x07\x65rasure\x18\x03 \x01(\x0b\x32\x1a.pointbook.v1.StoreErasure\"\x9a\x05\n\x07Program\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x11\n\tstore_ids\x18\x04 \x03(\t\x12\x1a\n\x12redemption_enabled\x18\x05 \x01(\x08\x12\x11\n\ttime_zone\x18\x06 \x01(\t\x12\x16\n\x0e\x64\x65\x66\x61ult_region\x18\x07 \x01(\t\x12\x17\n\x0f\x61llowed_regions\x18\x08 \x03(\t\x12\x32\n\x08\x63riteria\x18\t \x01(\x0b\x32 .pointbook.v1.RedemptionCriteria\x12\x13\n\x0bpoint_value\x18\n \x01(\t\x12\x15\n\rcurrency_code\x18\x0b \x01(\t\x12\x1b\n\x13local_currency_code\x18\x0c \x01(\t\x12\x1b\n\x13local_currency_rate\x18\r \x01(\t\x12\x1e\n\x16\x61llow_group_redemption\x18\x0e \x01(\x08\x12&\n\x1e\x61llow_cross_program_redemption\x18\x0f \x01(\x08\x12\x34\n\x11settlement_window\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11settlement_scenes\x18\x11 \x03(\t\x12\x34\n\nvalidation\x18\x12 \x01(\x0b\x32 .pointbook.v1.ValidationSettings\x12$\n\x17local_currency_decimals\x18\x13 \x01(\x05H\x00\x88\x01\x01\x12\x32\n\x0fsettlement_lead\x18\x14 \x01(\x0b\x32\x19.google.protobuf.DurationB\x1a\n\x18_local_currency_decimals\"\xf0\x03\n\x12RedemptionCriteria\x12\x19\n\x0cmultiples_of\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12&\n\x19min_points_per_redemption\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12&\n\x19max_points_per_redemption\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12!\n\x14min_balance_required\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12 \n\x13min_lifetime_points\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x1f\n\x12max_points_per_day\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12 \n\x13max_points_per_week\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12!\n\x14max_points_per_month\x18\x08 \x01(\x03H\x07\x88\x01\x01\x42\x0f\n\r_multiples_ofB\x1c\n\x1a_min_points_per_redemptionB\x1c\n\x1a_max_points_per_redemptionB\x17\n\x15_min_balance_requiredB\x16\n\x14_min_lifetime_pointsB\x15\n\x13_max_points_per_dayB\x16\n\x14_max_points_per_weekB\x17\n\x15_max_points_per_month\"\xc4\x03\n\x12ValidationSettings\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x12\n\nallow_skip\x18\x02 \x01(\x08\x12.\n\x08\x63hannels\x18\x03 \x03(\x0e\x32\x1c.pointbook.v1.ValidationType\x12\x13\n\x0b\x63ode_length\x18\x04 \x01(\x05\x12\x14\n\x0c\x61lphanumeric\x18\x05 \x01(\x08\x12,\n\tcode_life\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12missed_call_number\x18\x07 \x01(\t\x12\x1e\n\x16max_points_missed_call\x18\x08 \x01(\x03\x12Q\n\x11message_templates\x18\t \x03(\x0b\x32\x36.pointbook.v1.ValidationSettings.MessageTemplatesEntry\x12\x37\n\x10sms_number_types\x18\n \x03(\x0e\x32\x1d.pointbook.v1.PhoneNumberType\x1a\x37\n\x15MessageTemplatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"I\n\x11PutProgramRequest\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"J\n\x12PutProgramResponse\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"<\n\x11GetProgramRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x12\n\nprogram_id\x18\x02 \x01(\x03\"J\n\x12GetProgramResponse\x12&\n\x07program\x18\x01 \x01(\x0b\x32\x15.pointbook.v1.Program\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"Q\n\x13ListProgramsRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x14ListProgramsResponse\x12\'\n\x08programs\x18\x01 \x03(\x0b\x32\x15.pointbook.v1.Program\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*\xb8\x01\n\x13StoreErasureOutcome\x12%\n!STORE_ERASURE_OUTCOME_UNSPECIFIED\x10\x00\x12#\n\x1fSTORE_ERASURE_OUTCOME_REQUESTED\x10\x01\x12+\n\'STORE_ERASURE_OUTCOME_ALREADY_REQUESTED\x10\x02\x12(\n$STORE_ERASURE_OUTCOME_ALREADY_ERASED\x10\x03*\xc3\x03\n\x0fPhoneNumberType\x12!\n\x1dPHONE_NUMBER_TYPE_UNSPECIFIED\x10\x00\x12 \n\x1cPHONE_NUMBER_TYPE_FIXED_LINE\x10\x01\x12\x1c\n\x18PHONE_NUMBER_TYPE_MOBILE\x10\x02\x12*\n&PHONE_NUMBER_TYPE_FIXED_LINE_OR_MOBILE\x10\x03\x12\x1f\n\x1bPHONE_NUMBER_TYPE_TOLL_FREE\x10\x04\x12\"\n\x1ePHONE_NUMBER_TYPE_PREMIUM_RATE\x10\x05\x12!\n\x1dPHONE_NUMBER_TYPE_SHARED_COST\x10\x06\x12\x1a\n\x16PHONE_NUMBER_TYPE_VOIP\x10\x07\x12%\n!PHONE_NUMBER_TYPE_PERSONAL_NUMBER\x10\x08\x12\x1b\n\x17PHONE_NUMBER_TYPE_PAGER\x10\t\x12\x19\n\x15PHONE_NUMBER_TYPE_UAN\x10\n\x12\x1f\n\x1bPHONE_NUMBER_TYPE_VOICEMAIL\x10\x0b\x12\x1d\n\x19PHONE_NUMBER_TYPE_UNKNOWN\x10\x0c\x32\xc3\x0b\n\x0fProgramsService\x12\x93\x01\n\x08PutStore\x12\x1d.pointbook.v1.PutStoreRequest\x1a\x1e.pointbook.v1.PutStoreResponse\"H\x82\xd3\xe4\x93\x02\x42\x1a\x39/v1/merchants/{store.merchant_id}/stores/{store.store_id}:\x05store\x12\x97\x01\n\x0cReleaseStore\x12!.pointbook.v1.ReleaseStoreRequest\x1a\".pointbook.v1.ReleaseStoreResponse\"@\x82\xd3\xe4\x93\x02:\"5/v1/merchants/{merchant_id}/stores/{store_id}:release:\x01*\x12\x80\x01\n\x08GetStore\x12\x1d.pointbook.v1.GetStoreRequest\x1a\x1e.pointbook.v1.GetStoreResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1/merchants/{merchant_id}/stores/{store_id}\x12{\n\nListStores\x12\x1f.pointbook.v1.ListStoresRequest\x1a .pointbook.v1.ListStoresResponse\"*\x82\xd3\xe4\x93\x02$\x12\"/v1/merchants/{merchant_id}/stores\x12\xb3\x01\n\x13RequestStoreErasure\x12(.pointbook.v1.RequestStoreErasureRequest\x1a).pointbook.v1.RequestStoreErasureResponse\"G\x82\xd3\xe4\x93\x02\x41\"</v1/merchants/{merchant_id}/stores/{store_id}:requestErasure:\x01*\x12\x7f\n\x11ListStoreErasures\x12&.pointbook.v1.ListStoreErasuresRequest\x1a\'.pointbook.v1.ListStoreErasuresResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/v1/storeErasures\x12\x8f\x01\n\nEraseStore\x12\x1f.pointbook.v1.EraseStoreRequest\x1a .pointbook.v1.EraseStoreResponse\">\x82\xd3\xe4\x93\x02\x38\"3/v1/merchants/{merchant_id}/stores/{store_id}:erase:\x01*\x12\xa3\x01\n\nPutProgram\x12\x1f.pointbook.v1.PutProgramRequest\x1a .pointbook.v1.PutProgramResponse\"R\x82\xd3\xe4\x93\x02L\x1a\x41/v1/merchants/{program.merchant_id}/programs/{program.program_id}:\x07program\x12\x8a\x01\n\nGetProgram\x12\x1f.pointbook.v1.GetProgramRequest\x1a .pointbook.v1.GetProgramResponse\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/merchants/{merchant_id}/programs/{program_id}\x12\x83\x01\n\x0cListPrograms\x12!.pointbook.v1.ListProgramsRequest\x1a\".pointbook.v1.ListProgramsResponse\",\x82\xd3\xe4\x93\x02&\x12$/v1/merchants/{merchant_id}/programsB=\n\x10\x63om.pointbook.v1B\rProgramsProtoP\x01Z\x18pointbook/v1;pointbookv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,62 +38,82 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\020com.pointbook.v1B\rProgramsProtoP\001Z\030pointbook/v1;pointbookv1'
   _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._loaded_options = None
   _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_options = b'8\001'
-  _globals['_STOREERASUREOUTCOME']._serialized_start=3748
-  _globals['_STOREERASUREOUTCOME']._serialized_end=3932
-  _globals['_PHONENUMBERTYPE']._serialized_start=3935
-  _globals['_PHONENUMBERTYPE']._serialized_end=4386
-  _globals['_STORE']._serialized_start=141
-  _globals['_STORE']._serialized_end=230
-  _globals['_PUTSTOREREQUEST']._serialized_start=232
-  _globals['_PUTSTOREREQUEST']._serialized_end=299
-  _globals['_PUTSTORERESPONSE']._serialized_start=301
-  _globals['_PUTSTORERESPONSE']._serialized_end=369
-  _globals['_RELEASESTOREREQUEST']._serialized_start=371
-  _globals['_RELEASESTOREREQUEST']._serialized_end=447
-  _globals['_RELEASESTORERESPONSE']._serialized_start=449
-  _globals['_RELEASESTORERESPONSE']._serialized_end=471
-  _globals['_GETSTOREREQUEST']._serialized_start=473
-  _globals['_GETSTOREREQUEST']._serialized_end=529
-  _globals['_GETSTORERESPONSE']._serialized_start=531
-  _globals['_GETSTORERESPONSE']._serialized_end=599
-  _globals['_LISTSTORESREQUEST']._serialized_start=601
-  _globals['_LISTSTORESREQUEST']._serialized_end=680
-  _globals['_LISTSTORESRESPONSE']._serialized_start=682
-  _globals['_LISTSTORESRESPONSE']._serialized_end=764
-  _globals['_STOREERASURE']._serialized_start=767
-  _globals['_STOREERASURE']._serialized_end=1028
-  _globals['_REQUESTSTOREERASUREREQUEST']._serialized_start=1031
-  _globals['_REQUESTSTOREERASUREREQUEST']._serialized_end=1166
-  _globals['_REQUESTSTOREERASURERESPONSE']._serialized_start=1168
-  _globals['_REQUESTSTOREERASURERESPONSE']._serialized_end=1294
-  _globals['_LISTSTOREERASURESREQUEST']._serialized_start=1296
-  _globals['_LISTSTOREERASURESREQUEST']._serialized_end=1382
-  _globals['_LISTSTOREERASURESRESPONSE']._serialized_start=1384
-  _globals['_LISTSTOREERASURESRESPONSE']._serialized_end=1482
-  _globals['_ERASESTOREREQUEST']._serialized_start=1484
-  _globals['_ERASESTOREREQUEST']._serialized_end=1558
-  _globals['_ERASESTORERESPONSE']._serialized_start=1560
-  _globals['_ERASESTORERESPONSE']._serialized_end=1660
-  _globals['_PROGRAM']._serialized_start=1663
-  _globals['_PROGRAM']._serialized_end=2329
-  _globals['_REDEMPTIONCRITERIA']._serialized_start=2332
-  _globals['_REDEMPTIONCRITERIA']._serialized_end=2828
-  _globals['_VALIDATIONSETTINGS']._serialized_start=2831
-  _globals['_VALIDATIONSETTINGS']._serialized_end=3283
-  _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_start=3228
-  _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_end=3283
-  _globals['_PUTPROGRAMREQUEST']._serialized_start=3285
-  _globals['_PUTPROGRAMREQUEST']._serialized_end=3358
-  _globals['_PUTPROGRAMRESPONSE']._serialized_start=3360
-  _globals['_PUTPROGRAMRESPONSE']._serialized_end=3434
-  _globals['_GETPROGRAMREQUEST']._serialized_start=3436
-  _globals['_GETPROGRAMREQUEST']._serialized_end=3496
-  _globals['_GETPROGRAMRESPONSE']._serialized_start=3498
-  _globals['_GETPROGRAMRESPONSE']._serialized_end=3572
-  _globals['_LISTPROGRAMSREQUEST']._serialized_start=3574
-  _globals['_LISTPROGRAMSREQUEST']._serialized_end=3655
-  _globals['_LISTPROGRAMSRESPONSE']._serialized_start=3657
-  _globals['_LISTPROGRAMSRESPONSE']._serialized_end=3745
-  _globals['_PROGRAMSSERVICE']._serialized_start=4389
-  _globals['_PROGRAMSSERVICE']._serialized_end=5264
+  _globals['_PROGRAMSSERVICE'].methods_by_name['PutStore']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['PutStore']._serialized_options = b'\202\323\344\223\002B\0329/v1/merchants/{store.merchant_id}/stores/{store.store_id}:\005store'
+  _globals['_PROGRAMSSERVICE'].methods_by_name['ReleaseStore']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['ReleaseStore']._serialized_options = b'\202\323\344\223\002:\"5/v1/merchants/{merchant_id}/stores/{store_id}:release:\001*'
+  _globals['_PROGRAMSSERVICE'].methods_by_name['GetStore']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['GetStore']._serialized_options = b'\202\323\344\223\002/\022-/v1/merchants/{merchant_id}/stores/{store_id}'
+  _globals['_PROGRAMSSERVICE'].methods_by_name['ListStores']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['ListStores']._serialized_options = b'\202\323\344\223\002$\022\"/v1/merchants/{merchant_id}/stores'
+  _globals['_PROGRAMSSERVICE'].methods_by_name['RequestStoreErasure']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['RequestStoreErasure']._serialized_options = b'\202\323\344\223\002A\"</v1/merchants/{merchant_id}/stores/{store_id}:requestErasure:\001*'
+  _globals['_PROGRAMSSERVICE'].methods_by_name['ListStoreErasures']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['ListStoreErasures']._serialized_options = b'\202\323\344\223\002\023\022\021/v1/storeErasures'
+  _globals['_PROGRAMSSERVICE'].methods_by_name['EraseStore']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['EraseStore']._serialized_options = b'\202\323\344\223\0028\"3/v1/merchants/{merchant_id}/stores/{store_id}:erase:\001*'
+  _globals['_PROGRAMSSERVICE'].methods_by_name['PutProgram']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['PutProgram']._serialized_options = b'\202\323\344\223\002L\032A/v1/merchants/{program.merchant_id}/programs/{program.program_id}:\007program'
+  _globals['_PROGRAMSSERVICE'].methods_by_name['GetProgram']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['GetProgram']._serialized_options = b'\202\323\344\223\0023\0221/v1/merchants/{merchant_id}/programs/{program_id}'
+  _globals['_PROGRAMSSERVICE'].methods_by_name['ListPrograms']._loaded_options = None
+  _globals['_PROGRAMSSERVICE'].methods_by_name['ListPrograms']._serialized_options = b'\202\323\344\223\002&\022$/v1/merchants/{merchant_id}/programs'
+  _globals['_STOREERASUREOUTCOME']._serialized_start=3778
+  _globals['_STOREERASUREOUTCOME']._serialized_end=3962
+  _globals['_PHONENUMBERTYPE']._serialized_start=3965
+  _globals['_PHONENUMBERTYPE']._serialized_end=4416
+  _globals['_STORE']._serialized_start=171
+  _globals['_STORE']._serialized_end=260
+  _globals['_PUTSTOREREQUEST']._serialized_start=262
+  _globals['_PUTSTOREREQUEST']._serialized_end=329
+  _globals['_PUTSTORERESPONSE']._serialized_start=331
+  _globals['_PUTSTORERESPONSE']._serialized_end=399
+  _globals['_RELEASESTOREREQUEST']._serialized_start=401
+  _globals['_RELEASESTOREREQUEST']._serialized_end=477
+  _globals['_RELEASESTORERESPONSE']._serialized_start=479
+  _globals['_RELEASESTORERESPONSE']._serialized_end=501
+  _globals['_GETSTOREREQUEST']._serialized_start=503
+  _globals['_GETSTOREREQUEST']._serialized_end=559
+  _globals['_GETSTORERESPONSE']._serialized_start=561
+  _globals['_GETSTORERESPONSE']._serialized_end=629
+  _globals['_LISTSTORESREQUEST']._serialized_start=631
+  _globals['_LISTSTORESREQUEST']._serialized_end=710
+  _globals['_LISTSTORESRESPONSE']._serialized_start=712
+  _globals['_LISTSTORESRESPONSE']._serialized_end=794
+  _globals['_STOREERASURE']._serialized_start=797
+  _globals['_STOREERASURE']._serialized_end=1058
+  _globals['_REQUESTSTOREERASUREREQUEST']._serialized_start=1061
+  _globals['_REQUESTSTOREERASUREREQUEST']._serialized_end=1196
+  _globals['_REQUESTSTOREERASURERESPONSE']._serialized_start=1198
+  _globals['_REQUESTSTOREERASURERESPONSE']._serialized_end=1324
+  _globals['_LISTSTOREERASURESREQUEST']._serialized_start=1326
+  _globals['_LISTSTOREERASURESREQUEST']._serialized_end=1412
+  _globals['_LISTSTOREERASURESRESPONSE']._serialized_start=1414
+  _globals['_LISTSTOREERASURESRESPONSE']._serialized_end=1512
+  _globals['_ERASESTOREREQUEST']._serialized_start=1514
+  _globals['_ERASESTOREREQUEST']._serialized_end=1588
+  _globals['_ERASESTORERESPONSE']._serialized_start=1590
+  _globals['_ERASESTORERESPONSE']._serialized_end=1690
+  _globals['_PROGRAM']._serialized_start=1693
+  _globals['_PROGRAM']._serialized_end=2359
+  _globals['_REDEMPTIONCRITERIA']._serialized_start=2362
+  _globals['_REDEMPTIONCRITERIA']._serialized_end=2858
+  _globals['_VALIDATIONSETTINGS']._serialized_start=2861
+  _globals['_VALIDATIONSETTINGS']._serialized_end=3313
+  _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_start=3258
+  _globals['_VALIDATIONSETTINGS_MESSAGETEMPLATESENTRY']._serialized_end=3313
+  _globals['_PUTPROGRAMREQUEST']._serialized_start=3315
+  _globals['_PUTPROGRAMREQUEST']._serialized_end=3388
+  _globals['_PUTPROGRAMRESPONSE']._serialized_start=3390
+  _globals['_PUTPROGRAMRESPONSE']._serialized_end=3464
+  _globals['_GETPROGRAMREQUEST']._serialized_start=3466
+  _globals['_GETPROGRAMREQUEST']._serialized_end=3526
+  _globals['_GETPROGRAMRESPONSE']._serialized_start=3528
+  _globals['_GETPROGRAMRESPONSE']._serialized_end=3602
+  _globals['_LISTPROGRAMSREQUEST']._serialized_start=3604
+  _globals['_LISTPROGRAMSREQUEST']._serialized_end=3685
+  _globals['_LISTPROGRAMSRESPONSE']._serialized_start=3687
+  _globals['_LISTPROGRAMSRESPONSE']._serialized_end=3775
+  _globals['_PROGRAMSSERVICE']._serialized_start=4419
+  _globals['_PROGRAMSSERVICE']._serialized_end=5894
 # @@protoc_insertion_point(module_scope)

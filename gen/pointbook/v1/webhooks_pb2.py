@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from pointbook.v1 import customers_pb2 as pointbook_dot_v1_dot_customers__pb2
 from pointbook.v1 import points_pb2 as pointbook_dot_v1_dot_points__pb2
 from pointbook.v1 import programs_pb2 as pointbook_dot_v1_dot_programs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointbook/v1/webhooks.proto\x12\x0cpointbook.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpointbook/v1/customers.proto\x1a\x19pointbook/v1/points.proto\x1a\x1bpointbook/v1/programs.proto\",\n\rWebhookHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xd2\x03\n\x12QuarantinedWebhook\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\r\n\x05topic\x18\x05 \x01(\t\x12,\n\x07headers\x18\x06 \x03(\x0b\x32\x1b.pointbook.v1.WebhookHeader\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12\x11\n\tbody_size\x18\x08 \x01(\x05\x12\x13\n\x0b\x62ody_erased\x18\t \x01(\x08\x12,\n\x05state\x18\n \x01(\x0e\x32\x1d.pointbook.v1.QuarantineState\x12\x30\n\x0creceive_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_receive_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rreceive_count\x18\r \x01(\x03\x12/\n\x0breplay_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xec\x01\n\x18QuarantineWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12,\n\x07headers\x18\x03 \x03(\x0b\x32\x1b.pointbook.v1.WebhookHeader\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12.\n\x06reason\x18\x05 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x30\n\x0creceive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x19QuarantineWebhookResponse\x12\x15\n\rquarantine_id\x18\x01 \x01(\t\x12\x1b\n\x13\x61lready_quarantined\x18\x02 \x01(\x08\"\xa7\x02\n\x1eListQuarantinedWebhooksRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.pointbook.v1.QuarantineState\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\r\n\x05topic\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"n\n\x1fListQuarantinedWebhooksResponse\x12\x32\n\x08webhooks\x18\x01 \x03(\x0b\x32 .pointbook.v1.QuarantinedWebhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x1cGetQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\"R\n\x1dGetQuarantinedWebhookResponse\x12\x31\n\x07webhook\x18\x01 \x01(\x0b\x32 .pointbook.v1.QuarantinedWebhook\"\xb5\x02\n\x1fReplayQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12\x33\n\rpoints_update\x18\x03 \x01(\x0b\x32\x1a.pointbook.v1.PointsUpdateH\x00\x12\x43\n\x0f\x63ustomer_update\x18\x04 \x01(\x0b\x32(.pointbook.v1.ApplyCustomerUpdateRequestH\x00\x12\x41\n\rstore_erasure\x18\x05 \x01(\x0b\x32(.pointbook.v1.RequestStoreErasureRequestH\x00\x12\x1f\n\x17overrides_contradiction\x18\x06 \x01(\x08\x42\x08\n\x06update\"\xa9\x02\n ReplayQuarantinedWebhookResponse\x12@\n\rpoints_update\x18\x01 \x01(\x0b\x32\'.pointbook.v1.ApplyPointsUpdateResponseH\x00\x12\x44\n\x0f\x63ustomer_update\x18\x02 \x01(\x0b\x32).pointbook.v1.ApplyCustomerUpdateResponseH\x00\x12\x42\n\rstore_erasure\x18\x04 \x01(\x0b\x32).pointbook.v1.RequestStoreErasureResponseH\x00\x12/\n\x0breplay_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06result\"[\n\x1d\x44ropQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\" \n\x1e\x44ropQuarantinedWebhookResponse*\xa4\x03\n\x10QuarantineReason\x12!\n\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bQUARANTINE_REASON_MALFORMED\x10\x01\x12#\n\x1fQUARANTINE_REASON_OUT_OF_BOUNDS\x10\x02\x12#\n\x1fQUARANTINE_REASON_STORE_UNKNOWN\x10\x03\x12\'\n#QUARANTINE_REASON_MERCHANT_MISMATCH\x10\x04\x12&\n\"QUARANTINE_REASON_SHOP_ID_MISMATCH\x10\x05\x12%\n!QUARANTINE_REASON_EVENT_ID_REUSED\x10\x06\x12\x1d\n\x19QUARANTINE_REASON_REFUSED\x10\x07\x12#\n\x1fQUARANTINE_REASON_TOPIC_MISSING\x10\x08\x12\x1d\n\x19QUARANTINE_REASON_TOO_OLD\x10\t\x12\'\n#QUARANTINE_REASON_ENDPOINT_MISMATCH\x10\n*t\n\x0fQuarantineState\x12 \n\x1cQUARANTINE_STATE_UNSPECIFIED\x10\x00\x12 \n\x1cQUARANTINE_STATE_QUARANTINED\x10\x01\x12\x1d\n\x19QUARANTINE_STATE_REPLAYED\x10\x02\x32\xd1\x04\n\x0fWebhooksService\x12\x64\n\x11QuarantineWebhook\x12&.pointbook.v1.QuarantineWebhookRequest\x1a\'.pointbook.v1.QuarantineWebhookResponse\x12v\n\x17ListQuarantinedWebhooks\x12,.pointbook.v1.ListQuarantinedWebhooksRequest\x1a-.pointbook.v1.ListQuarantinedWebhooksResponse\x12p\n\x15GetQuarantinedWebhook\x12*.pointbook.v1.GetQuarantinedWebhookRequest\x1a+.pointbook.v1.GetQuarantinedWebhookResponse\x12y\n\x18ReplayQuarantinedWebhook\x12-.pointbook.v1.ReplayQuarantinedWebhookRequest\x1a..pointbook.v1.ReplayQuarantinedWebhookResponse\x12s\n\x16\x44ropQuarantinedWebhook\x12+.pointbook.v1.DropQuarantinedWebhookRequest\x1a,.pointbook.v1.DropQuarantinedWebhookResponseB=\n\x10\x63om.pointbook.v1B\rWebhooksProtoP\x01Z\x18pointbook/v1;pointbookv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpointbook/v1/webhooks.proto\x12\x0cpointbook.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cpointbook/v1/customers.proto\x1a\x19pointbook/v1/points.proto\x1a\x1bpointbook/v1/programs.proto\",\n\rWebhookHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xd2\x03\n\x12QuarantinedWebhook\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\r\n\x05topic\x18\x05 \x01(\t\x12,\n\x07headers\x18\x06 \x03(\x0b\x32\x1b.pointbook.v1.WebhookHeader\x12\x0c\n\x04\x62ody\x18\x07 \x01(\x0c\x12\x11\n\tbody_size\x18\x08 \x01(\x05\x12\x13\n\x0b\x62ody_erased\x18\t \x01(\x08\x12,\n\x05state\x18\n \x01(\x0e\x32\x1d.pointbook.v1.QuarantineState\x12\x30\n\x0creceive_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_receive_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rreceive_count\x18\r \x01(\x03\x12/\n\x0breplay_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xec\x01\n\x18QuarantineWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12,\n\x07headers\x18\x03 \x03(\x0b\x32\x1b.pointbook.v1.WebhookHeader\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12.\n\x06reason\x18\x05 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\x0e\n\x06\x64\x65tail\x18\x06 \x01(\t\x12\x30\n\x0creceive_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"O\n\x19QuarantineWebhookResponse\x12\x15\n\rquarantine_id\x18\x01 \x01(\t\x12\x1b\n\x13\x61lready_quarantined\x18\x02 \x01(\x08\"\xa7\x02\n\x1eListQuarantinedWebhooksRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12,\n\x05state\x18\x02 \x01(\x0e\x32\x1d.pointbook.v1.QuarantineState\x12.\n\x06reason\x18\x03 \x01(\x0e\x32\x1e.pointbook.v1.QuarantineReason\x12\r\n\x05topic\x18\x04 \x01(\t\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x12\n\npage_token\x18\x08 \x01(\t\"n\n\x1fListQuarantinedWebhooksResponse\x12\x32\n\x08webhooks\x18\x01 \x03(\x0b\x32 .pointbook.v1.QuarantinedWebhook\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"J\n\x1cGetQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\"R\n\x1dGetQuarantinedWebhookResponse\x12\x31\n\x07webhook\x18\x01 \x01(\x0b\x32 .pointbook.v1.QuarantinedWebhook\"\xb5\x02\n\x1fReplayQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12\x33\n\rpoints_update\x18\x03 \x01(\x0b\x32\x1a.pointbook.v1.PointsUpdateH\x00\x12\x43\n\x0f\x63ustomer_update\x18\x04 \x01(\x0b\x32(.pointbook.v1.ApplyCustomerUpdateRequestH\x00\x12\x41\n\rstore_erasure\x18\x05 \x01(\x0b\x32(.pointbook.v1.RequestStoreErasureRequestH\x00\x12\x1f\n\x17overrides_contradiction\x18\x06 \x01(\x08\x42\x08\n\x06update\"\xa9\x02\n ReplayQuarantinedWebhookResponse\x12@\n\rpoints_update\x18\x01 \x01(\x0b\x32\'.pointbook.v1.ApplyPointsUpdateResponseH\x00\x12\x44\n\x0f\x63ustomer_update\x18\x02 \x01(\x0b\x32).pointbook.v1.ApplyCustomerUpdateResponseH\x00\x12\x42\n\rstore_erasure\x18\x04 \x01(\x0b\x32).pointbook.v1.RequestStoreErasureResponseH\x00\x12/\n\x0breplay_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x08\n\x06result\"[\n\x1d\x44ropQuarantinedWebhookRequest\x12\x13\n\x0bmerchant_id\x18\x01 \x01(\t\x12\x15\n\rquarantine_id\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\" \n\x1e\x44ropQuarantinedWebhookResponse*\xa4\x03\n\x10QuarantineReason\x12!\n\x1dQUARANTINE_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bQUARANTINE_REASON_MALFORMED\x10\x01\x12#\n\x1fQUARANTINE_REASON_OUT_OF_BOUNDS\x10\x02\x12#\n\x1fQUARANTINE_REASON_STORE_UNKNOWN\x10\x03\x12\'\n#QUARANTINE_REASON_MERCHANT_MISMATCH\x10\x04\x12&\n\"QUARANTINE_REASON_SHOP_ID_MISMATCH\x10\x05\x12%\n!QUARANTINE_REASON_EVENT_ID_REUSED\x10\x06\x12\x1d\n\x19QUARANTINE_REASON_REFUSED\x10\x07\x12#\n\x1fQUARANTINE_REASON_TOPIC_MISSING\x10\x08\x12\x1d\n\x19QUARANTINE_REASON_TOO_OLD\x10\t\x12\'\n#QUARANTINE_REASON_ENDPOINT_MISMATCH\x10\n*t\n\x0fQuarantineState\x12 \n\x1cQUARANTINE_STATE_UNSPECIFIED\x10\x00\x12 \n\x1cQUARANTINE_STATE_QUARANTINED\x10\x01\x12\x1d\n\x19QUARANTINE_STATE_REPLAYED\x10\x02\x32\xc0\x06\n\x0fWebhooksService\x12\x88\x01\n\x11QuarantineWebhook\x12&.pointbook.v1.QuarantineWebhookRequest\x1a\'.pointbook.v1.QuarantineWebhookResponse\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/v1/quarantinedWebhooks:\x01*\x12\x97\x01\n\x17ListQuarantinedWebhooks\x12,.pointbook.v1.ListQuarantinedWebhooksRequest\x1a-.pointbook.v1.ListQuarantinedWebhooksResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\x12\x17/v1/quarantinedWebhooks\x12\xa1\x01\n\x15GetQuarantinedWebhook\x12*.pointbook.v1.GetQuarantinedWebhookRequest\x1a+.pointbook.v1.GetQuarantinedWebhookResponse\"/\x82\xd3\xe4\x93\x02)\x12\'/v1/quarantinedWebhooks/{quarantine_id}\x12\xb4\x01\n\x18ReplayQuarantinedWebhook\x12-.pointbook.v1.ReplayQuarantinedWebhookRequest\x1a..pointbook.v1.ReplayQuarantinedWebhookResponse\"9\x82\xd3\xe4\x93\x02\x33\"./v1/quarantinedWebhooks/{quarantine_id}:replay:\x01*\x12\xac\x01\n\x16\x44ropQuarantinedWebhook\x12+.pointbook.v1.DropQuarantinedWebhookRequest\x1a,.pointbook.v1.DropQuarantinedWebhookResponse\"7\x82\xd3\xe4\x93\x02\x31\",/v1/quarantinedWebhooks/{quarantine_id}:drop:\x01*B=\n\x10\x63om.pointbook.v1B\rWebhooksProtoP\x01Z\x18pointbook/v1;pointbookv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,34 +37,44 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pointbook.v1.webhooks_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\020com.pointbook.v1B\rWebhooksProtoP\001Z\030pointbook/v1;pointbookv1'
-  _globals['_QUARANTINEREASON']._serialized_start=2309
-  _globals['_QUARANTINEREASON']._serialized_end=2729
-  _globals['_QUARANTINESTATE']._serialized_start=2731
-  _globals['_QUARANTINESTATE']._serialized_end=2847
-  _globals['_WEBHOOKHEADER']._serialized_start=164
-  _globals['_WEBHOOKHEADER']._serialized_end=208
-  _globals['_QUARANTINEDWEBHOOK']._serialized_start=211
-  _globals['_QUARANTINEDWEBHOOK']._serialized_end=677
-  _globals['_QUARANTINEWEBHOOKREQUEST']._serialized_start=680
-  _globals['_QUARANTINEWEBHOOKREQUEST']._serialized_end=916
-  _globals['_QUARANTINEWEBHOOKRESPONSE']._serialized_start=918
-  _globals['_QUARANTINEWEBHOOKRESPONSE']._serialized_end=997
-  _globals['_LISTQUARANTINEDWEBHOOKSREQUEST']._serialized_start=1000
-  _globals['_LISTQUARANTINEDWEBHOOKSREQUEST']._serialized_end=1295
-  _globals['_LISTQUARANTINEDWEBHOOKSRESPONSE']._serialized_start=1297
-  _globals['_LISTQUARANTINEDWEBHOOKSRESPONSE']._serialized_end=1407
-  _globals['_GETQUARANTINEDWEBHOOKREQUEST']._serialized_start=1409
-  _globals['_GETQUARANTINEDWEBHOOKREQUEST']._serialized_end=1483
-  _globals['_GETQUARANTINEDWEBHOOKRESPONSE']._serialized_start=1485
-  _globals['_GETQUARANTINEDWEBHOOKRESPONSE']._serialized_end=1567
-  _globals['_REPLAYQUARANTINEDWEBHOOKREQUEST']._serialized_start=1570
-  _globals['_REPLAYQUARANTINEDWEBHOOKREQUEST']._serialized_end=1879
-  _globals['_REPLAYQUARANTINEDWEBHOOKRESPONSE']._serialized_start=1882
-  _globals['_REPLAYQUARANTINEDWEBHOOKRESPONSE']._serialized_end=2179
-  _globals['_DROPQUARANTINEDWEBHOOKREQUEST']._serialized_start=2181
-  _globals['_DROPQUARANTINEDWEBHOOKREQUEST']._serialized_end=2272
-  _globals['_DROPQUARANTINEDWEBHOOKRESPONSE']._serialized_start=2274
-  _globals['_DROPQUARANTINEDWEBHOOKRESPONSE']._serialized_end=2306
-  _globals['_WEBHOOKSSERVICE']._serialized_start=2850
-  _globals['_WEBHOOKSSERVICE']._serialized_end=3443
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['QuarantineWebhook']._loaded_options = None
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['QuarantineWebhook']._serialized_options = b'\202\323\344\223\002\034\"\027/v1/quarantinedWebhooks:\001*'
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['ListQuarantinedWebhooks']._loaded_options = None
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['ListQuarantinedWebhooks']._serialized_options = b'\202\323\344\223\002\031\022\027/v1/quarantinedWebhooks'
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['GetQuarantinedWebhook']._loaded_options = None
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['GetQuarantinedWebhook']._serialized_options = b'\202\323\344\223\002)\022\'/v1/quarantinedWebhooks/{quarantine_id}'
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['ReplayQuarantinedWebhook']._loaded_options = None
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['ReplayQuarantinedWebhook']._serialized_options = b'\202\323\344\223\0023\"./v1/quarantinedWebhooks/{quarantine_id}:replay:\001*'
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['DropQuarantinedWebhook']._loaded_options = None
+  _globals['_WEBHOOKSSERVICE'].methods_by_name['DropQuarantinedWebhook']._serialized_options = b'\202\323\344\223\0021\",/v1/quarantinedWebhooks/{quarantine_id}:drop:\001*'
+  _globals['_QUARANTINEREASON']._serialized_start=2339
+  _globals['_QUARANTINEREASON']._serialized_end=2759
+  _globals['_QUARANTINESTATE']._serialized_start=2761
+  _globals['_QUARANTINESTATE']._serialized_end=2877
+  _globals['_WEBHOOKHEADER']._serialized_start=194
+  _globals['_WEBHOOKHEADER']._serialized_end=238
+  _globals['_QUARANTINEDWEBHOOK']._serialized_start=241
+  _globals['_QUARANTINEDWEBHOOK']._serialized_end=707
+  _globals['_QUARANTINEWEBHOOKREQUEST']._serialized_start=710
+  _globals['_QUARANTINEWEBHOOKREQUEST']._serialized_end=946
+  _globals['_QUARANTINEWEBHOOKRESPONSE']._serialized_start=948
+  _globals['_QUARANTINEWEBHOOKRESPONSE']._serialized_end=1027
+  _globals['_LISTQUARANTINEDWEBHOOKSREQUEST']._serialized_start=1030
+  _globals['_LISTQUARANTINEDWEBHOOKSREQUEST']._serialized_end=1325
+  _globals['_LISTQUARANTINEDWEBHOOKSRESPONSE']._serialized_start=1327
+  _globals['_LISTQUARANTINEDWEBHOOKSRESPONSE']._serialized_end=1437
+  _globals['_GETQUARANTINEDWEBHOOKREQUEST']._serialized_start=1439
+  _globals['_GETQUARANTINEDWEBHOOKREQUEST']._serialized_end=1513
+  _globals['_GETQUARANTINEDWEBHOOKRESPONSE']._serialized_start=1515
+  _globals['_GETQUARANTINEDWEBHOOKRESPONSE']._serialized_end=1597
+  _globals['_REPLAYQUARANTINEDWEBHOOKREQUEST']._serialized_start=1600
+  _globals['_REPLAYQUARANTINEDWEBHOOKREQUEST']._serialized_end=1909
+  _globals['_REPLAYQUARANTINEDWEBHOOKRESPONSE']._serialized_start=1912
+  _globals['_REPLAYQUARANTINEDWEBHOOKRESPONSE']._serialized_end=2209
+  _globals['_DROPQUARANTINEDWEBHOOKREQUEST']._serialized_start=2211
+  _globals['_DROPQUARANTINEDWEBHOOKREQUEST']._serialized_end=2302
+  _globals['_DROPQUARANTINEDWEBHOOKRESPONSE']._serialized_start=2304
+  _globals['_DROPQUARANTINEDWEBHOOKRESPONSE']._serialized_end=2336
+  _globals['_WEBHOOKSSERVICE']._serialized_start=2880
+  _globals['_WEBHOOKSSERVICE']._serialized_end=3712
 # @@protoc_insertion_point(module_scope)
