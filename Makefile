@@ -9,6 +9,7 @@ BIN    := $(VENV)/bin
 OUT    := gen
 CLIENT := service/pointbook_client
 PAGES  := docs/api-reference
+OPENAPI := docs/openapi.json
 AUDIT  := build/audit
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 RELEASED := proto/released.binpb
@@ -53,10 +54,11 @@ lint: setup ## Check style, types, layers, protos, the Dockerfile, the documenta
 	$(MAKE) --no-print-directory current
 	$(MAKE) --no-print-directory docs
 
-current: setup ## Check that the stubs, the API reference and the client are those of proto/.
-	$(MAKE) --no-print-directory gen OUT=build/gen PAGES=build/api-reference CLIENT=build/client
+current: setup ## Check that the stubs, the API reference, the OpenAPI document and the client are those of proto/.
+	$(MAKE) --no-print-directory gen OUT=build/gen PAGES=build/api-reference OPENAPI=build/openapi.json CLIENT=build/client
 	diff -r -x __init__.py -x py.typed -x __pycache__ build/gen/pointbook gen/pointbook
 	diff -r build/api-reference docs/api-reference
+	diff build/openapi.json docs/openapi.json
 	diff build/client/reasons.py service/pointbook_client/reasons.py
 	diff build/client/sync.py service/pointbook_client/sync.py
 	diff deploy/client/service-config.json service/pointbook_client/service-config.json
@@ -66,15 +68,16 @@ format: setup ## Format the sources.
 	$(BIN)/ruff format .
 	$(BIN)/buf format proto -w
 
-gen: setup ## Generate the stubs, the API reference and parts of the client from proto/.
+gen: setup ## Generate the stubs, the API reference, the OpenAPI document and parts of the client from proto/.
 	mkdir -p build $(OUT)
 	rm -f $(OUT)/pointbook/v1/*_pb2*
 	$(BIN)/python -m grpc_tools.protoc -Iproto -I$(VENV)/protos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=$(OUT) --grpc_python_out=$(OUT) \
 	  --mypy_out=quiet:$(OUT) --mypy_grpc_out=quiet,generate_concrete_servicer_stubs:$(OUT) $(PROTOS)
-	$(BIN)/buf build proto --output build/contract.binpb
+	$(BIN)/buf build --output build/contract.binpb
 	rm -rf $(PAGES)
 	$(BIN)/python .ci/api_reference.py build/contract.binpb $(PAGES)
+	$(BIN)/python .ci/openapi.py build/contract.binpb $(OPENAPI)
 	mkdir -p $(CLIENT)
 	$(BIN)/python .ci/client_errors.py build/contract.binpb $(CLIENT)/reasons.py
 	$(BIN)/python .ci/sync_client.py service/pointbook_client/client.py $(CLIENT)/sync.py

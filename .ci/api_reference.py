@@ -7,31 +7,34 @@ Usage: api_reference.py IMAGE FOLDER. IMAGE is a descriptor set with source info
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from contract import (
+    ENUM_VALUES,
+    FILE_SERVICES,
+    MESSAGE_FIELDS,
+    MESSAGE_ONEOFS,
+    PACKAGE,
+    SERVICE_METHODS,
+    ElementPath,
+    Page,
+    bindings_of,
+    read_page,
+)
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
-    EnumDescriptorProto,
     FieldDescriptorProto,
-    FileDescriptorProto,
     FileDescriptorSet,
     MethodDescriptorProto,
     ServiceDescriptorProto,
 )
-from http_rules import bindings_of
 
-PACKAGE = "pointbook.v1"
 ERRORS_PAGE = "errors"
 REASON_PREFIX = "ERROR_REASON_"
 TITLES = {"identity": "Customer references", ERRORS_PAGE: "Error reasons"}
 """The titles of the pages without a service."""
 NOTICE = "<!-- Generated from proto/ by `make gen`. Do not edit. -->\n"
 SCALARS = {value: name.removeprefix("TYPE_").lower() for name, value in FieldDescriptorProto.Type.items()}
-_FILE_MESSAGES, _FILE_ENUMS, _FILE_SERVICES = 4, 5, 6
-_MESSAGE_FIELDS, _MESSAGE_MESSAGES, _MESSAGE_ENUMS, _MESSAGE_ONEOFS = 2, 3, 4, 8
-_ENUM_VALUES = _SERVICE_METHODS = 2
-"""Field numbers of descriptor.proto, of which the paths of comments consist."""
 _CODE = re.compile(r"(`[^`]*`)")
 _DOCS = re.compile(r"docs/(?P<page>[\w/-]+\.md)(?:#(?P<anchor>[\w-]+))?")
 _NAME = re.compile(r"\b(?:[A-Z]\w*Service\.)?[A-Z][a-z0-9]+[A-Z]\w*(?:\.[a-z]\w+)?\b|\b[A-Z]+_[A-Z_]+\b")
@@ -42,25 +45,6 @@ class DuplicateAnchorError(Exception):
     """Two headings of one page would get the same anchor."""
 
 
-ElementPath = tuple[int, ...]
-"""The field numbers and indexes that lead to an element, as in SourceCodeInfo."""
-
-
-@dataclass(slots=True)
-class Page:
-    """One proto: its comments by path, and its messages and enums by full name."""
-
-    proto: FileDescriptorProto
-    name: str
-    comments: dict[ElementPath, str]
-    messages: dict[str, tuple[ElementPath, DescriptorProto]] = field(default_factory=dict)
-    enums: dict[str, tuple[ElementPath, EnumDescriptorProto]] = field(default_factory=dict)
-
-    def comment(self, path: ElementPath) -> str:
-        """Return the comment of an element, or an empty string."""
-        return self.comments.get(path, "")
-
-
 def main() -> None:
     """Read the image, and write the pages into the folder."""
     image, folder = map(Path, sys.argv[1:])
@@ -68,31 +52,6 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in Reference([page for page in pages if page.proto.package == PACKAGE]).pages():
         (folder / f"{name}.md").write_text(text)
-
-
-def read_page(proto: FileDescriptorProto) -> Page:
-    """Collect the comments, messages and enums of a proto."""
-    comments = {
-        tuple(location.path): re.sub(r"(?m)^ ", "", location.leading_comments).strip()
-        for location in proto.source_code_info.location
-    }
-    page = Page(proto, Path(proto.name).stem, comments)
-
-    def collect(path: ElementPath, prefix: str, message: DescriptorProto) -> None:
-        name = f"{prefix}.{message.name}"
-        page.messages[name] = (path, message)
-        for index, nested in enumerate(message.nested_type):
-            if not nested.options.map_entry:
-                collect((*path, _MESSAGE_MESSAGES, index), name, nested)
-        for index, enum in enumerate(message.enum_type):
-            page.enums[f"{name}.{enum.name}"] = ((*path, _MESSAGE_ENUMS, index), enum)
-
-    prefix = f".{proto.package}"
-    for index, message in enumerate(proto.message_type):
-        collect((_FILE_MESSAGES, index), prefix, message)
-    for index, enum in enumerate(proto.enum_type):
-        page.enums[f"{prefix}.{enum.name}"] = ((_FILE_ENUMS, index), enum)
-    return page
 
 
 class Reference:
@@ -144,7 +103,7 @@ class Reference:
             for number, service in enumerate(page.proto.service):
                 lines += ["", f"## [{service.name}]({page.name}.md)", "", "| Method | |", "|---|---|"]
                 for index, method in enumerate(service.method):
-                    comment = page.comment((_FILE_SERVICES, number, _SERVICE_METHODS, index))
+                    comment = page.comment((FILE_SERVICES, number, SERVICE_METHODS, index))
                     sentence = re.split(r"(?<=\.)\s", comment, maxsplit=1)[0]
                     address = self._links[f"{service.name}.{method.name}"]
                     lines.append(f"| [{method.name}]({address}) | {self._cell(sentence, 'index')} |")
@@ -155,10 +114,10 @@ class Reference:
     def _page(self, page: Page) -> Iterator[str]:
         yield f"# {_title(page)}"
         for number, service in enumerate(page.proto.service):
-            yield self._text(page.comment((_FILE_SERVICES, number)), page.name)
+            yield self._text(page.comment((FILE_SERVICES, number)), page.name)
             yield "## Methods"
             for index, method in enumerate(service.method):
-                yield from self._method(page, service, method, (_FILE_SERVICES, number, _SERVICE_METHODS, index))
+                yield from self._method(page, service, method, (FILE_SERVICES, number, SERVICE_METHODS, index))
         if page.name == ERRORS_PAGE:
             yield from self._errors(page)
             return
@@ -199,9 +158,9 @@ class Reference:
             if item.HasField("oneof_index") and not item.proto3_optional:
                 mark = "&nbsp;&nbsp;"
                 if choice != (choice := message.oneof_decl[item.oneof_index].name):
-                    comment = page.comment((*path, _MESSAGE_ONEOFS, item.oneof_index))
+                    comment = page.comment((*path, MESSAGE_ONEOFS, item.oneof_index))
                     lines.append(f"| `{choice}` | one of | {self._cell(comment, page.name)} |")
-            comment = page.comment((*path, _MESSAGE_FIELDS, index))
+            comment = page.comment((*path, MESSAGE_FIELDS, index))
             kind = self._type(page.name, message, item)
             lines.append(f"| {mark}`{item.name}` | {kind} | {self._cell(comment, page.name)} |")
         return "\n".join(lines)
@@ -224,7 +183,7 @@ class Reference:
         path, enum = page.enums[name]
         yield f"### {_short(name)}"
         yield self._text(page.comment(path), page.name)
-        comments = [page.comment((*path, _ENUM_VALUES, index)) for index in range(len(enum.value))]
+        comments = [page.comment((*path, ENUM_VALUES, index)) for index in range(len(enum.value))]
         lines = ["| Value | Number | Description |", "|---|---|---|"]
         lines += [
             f"| `{value.name}` | {value.number} | {self._cell(_without_name(comment, value.name), page.name)} |"
@@ -237,7 +196,7 @@ class Reference:
         yield self._text(page.comment(path), page.name)
         for index, value in enumerate(enum.value):
             if value.number:
-                comment = page.comment((*path, _ENUM_VALUES, index))
+                comment = page.comment((*path, ENUM_VALUES, index))
                 yield f"## {value.name.removeprefix(REASON_PREFIX)}"
                 yield f"{self._text(_without_name(comment, value.name), page.name)}\n- Number: {value.number}."
 
