@@ -14,7 +14,7 @@ AUDIT  := build/audit
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 RELEASED := proto/released.binpb
 
-.PHONY: help setup clean run test soak lint current format gen docs tables released lock sbom audit bench growth
+.PHONY: help setup clean run test soak lint current format gen descriptors docs tables released lock sbom audit bench growth
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -83,6 +83,11 @@ gen: setup ## Generate the stubs, the API reference, the OpenAPI document and pa
 	$(BIN)/python .ci/sync_client.py service/pointbook_client/client.py $(CLIENT)/sync.py
 	$(BIN)/ruff format --quiet $(CLIENT)/reasons.py $(CLIENT)/sync.py
 	cp deploy/client/service-config.json $(CLIENT)/
+
+descriptors: OUT = build
+descriptors: setup ## Build build/pointbook.binpb, the contract as Envoy reads it (deploy/envoy/json.yaml); OUT=… names another folder.
+	mkdir -p $(OUT)
+	$(BIN)/buf build --exclude-source-info --output $(OUT)/pointbook.binpb
 
 docs: setup ## Build the documentation into build/docs; broken links and unlisted pages fail.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean

@@ -1,12 +1,10 @@
 """Servers and a shim behind a real Envoy with the shipped configuration."""
 
-import asyncio
 import os
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,15 @@ import httpx
 import pytest
 
 from pointbook.v1 import points_pb2
-from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from shopline_shim.settings import ShimSettings
 from support.certificates import Authority, serial_of, served_serial
 from support.clients import Client
 from support.deployments import error_lines
-from support.envoy import SERVERS, SERVICE_CONFIG, SHIMS, Envoy, Upstream, envoy_binary, needs_envoy
+from support.envoy import SERVERS, SHIMS, Envoy, envoy_binary, needs_envoy
+from support.fleets import Fleet, running_fleet
 from support.processes import POINTBOOK, Running, clean_environment, finish, running
-from support.retrying_callers import RetryingCallers, check_acknowledged_events
+from support.retrying_callers import check_acknowledged_events
 from support.shops import Shop
-from support.tokens import make_token
 from support.verification import run_verify
 from support.waiting import until
 
@@ -36,73 +33,13 @@ SHARE_MIN = 0.35
 """The least share of the calls that each of two idle servers gets."""
 SECRET = "app-secret-behind-envoy"
 BODY_BYTES_MAX = ShimSettings.model_fields["max_body_bytes"].default
-POLICY = (("grpc.service_config", SERVICE_CONFIG.read_text()),)
-"""The options of a client that follows the documentation."""
-
-
-@dataclass
-class Fleet:
-    """Two servers that require client certificates, behind an Envoy."""
-
-    folder: Path
-    database_url: str
-    token: str
-    stack: AsyncExitStack
-    """Ends the servers."""
-    authority: Authority = field(default_factory=Authority)
-    servers: tuple[Upstream, ...] = field(default_factory=lambda: (Upstream(), Upstream()))
-    shim: Upstream = field(default_factory=Upstream)
-    processes: dict[Upstream, Running] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.cert, self.key = self.authority.issue("server", names=["server.internal"]).write(self.folder, "server")
-        self.ca = self.folder / "ca.crt"
-        self.ca.write_bytes(self.authority.pem)
-        self.envoy = Envoy(self.folder, self.authority, {SERVERS: self.servers, SHIMS: [self.shim]})
-
-    @property
-    def credentials(self) -> grpc.ChannelCredentials:
-        """The credentials of a client that trusts Envoy's certificate."""
-        return grpc.ssl_channel_credentials(self.authority.pem)
-
-    async def start(self, upstream: Upstream) -> None:
-        """Start a server."""
-        settings = {
-            "DATABASE_URL": self.database_url,
-            "GRPC_ADDRESS": f"127.0.0.1:{upstream.port}",
-            "HEALTH_ADDRESS": f"127.0.0.1:{upstream.health_port}",
-            "TLS_CERT_FILE": str(self.cert),
-            "TLS_KEY_FILE": str(self.key),
-            "TLS_CLIENT_CA_FILE": str(self.ca),
-        }
-        process = await self.stack.enter_async_context(running("serve", folder=self.folder, settings=settings))
-        self.processes[upstream] = process
-        await process.printed('"serving"')
-
-    async def until_balanced(self) -> None:
-        """Wait until Envoy sends calls to all servers, as a rolling update does."""
-
-        async def are_healthy() -> bool:
-            return len(await self.envoy.healthy(SERVERS)) == len(self.servers)
-
-        await until(are_healthy, seconds=30.0)
-
-    def callers(self, shop: Shop) -> RetryingCallers:
-        """Return callers that repeat calls as the documentation says."""
-        return RetryingCallers(f"127.0.0.1:{self.envoy.grpc_port}", self.token, shop, POLICY, self.credentials)
 
 
 @pytest.fixture(scope="module")
 async def fleet(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     """A fleet that runs during the tests of this file."""
-    token = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
-    async with AsyncExitStack() as stack:
-        fleet = Fleet(tmp_path_factory.mktemp("fleet"), database_url, token, stack)
-        await asyncio.gather(*map(fleet.start, fleet.servers))
-        envoy = await stack.enter_async_context(fleet.envoy.run())
-        await fleet.until_balanced()
+    async with running_fleet(database_url, tmp_path_factory.mktemp("fleet")) as fleet:
         yield fleet
-        assert envoy.process.returncode is None, envoy.err
 
 
 @pytest.fixture
@@ -113,12 +50,11 @@ async def client(fleet: Fleet) -> AsyncIterator[Client]:
     await client.close()
 
 
-async def test_the_shipped_configuration_is_valid(tmp_path: Path) -> None:
-    path = Envoy(tmp_path, Authority(), {}).write()
+@pytest.mark.parametrize("json_port", [None, 8444])
+async def test_the_shipped_configuration_is_valid(tmp_path: Path, json_port: int | None) -> None:
+    options = await Envoy(tmp_path, Authority(), {}, json_port=json_port).write()
 
-    finished = await finish(
-        envoy_binary(), "--mode", "validate", "--config-path", path, environment=clean_environment({})
-    )
+    finished = await finish(envoy_binary(), "--mode", "validate", *options, environment=clean_environment({}))
 
     assert finished.exit_code == 0, finished.err
     assert "OK" in finished.out

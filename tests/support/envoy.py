@@ -1,6 +1,7 @@
 """Envoy with the shipped configuration, except for addresses and folders."""
 
 import importlib.util
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ import yaml
 
 from support.certificates import Authority
 from support.http_clients import http_client
-from support.processes import ROOT, Running, clean_environment, free_port
+from support.processes import ROOT, Running, clean_environment, finish, free_port
 
 SHIPPED = ROOT / "deploy" / "envoy"
 TLS_FOLDER = "/etc/envoy/tls"
+DESCRIPTORS = "/etc/envoy/pointbook.binpb"
 SERVICE_CONFIG = ROOT / "deploy" / "client" / "service-config.json"
 SERVERS, SHIMS = "servers", "shims"
 
@@ -44,17 +46,21 @@ class Upstream:
 
 @dataclass
 class Envoy:
-    """An Envoy on free ports, with certificates of its own."""
+    """An Envoy on free ports, with certificates of its own.
+
+    It has the listener for JSON if `json_port` is set.
+    """
 
     folder: Path
     authority: Authority
     upstreams: Mapping[str, Sequence[Upstream]]
     grpc_port: int = field(default_factory=free_port)
     webhooks_port: int = field(default_factory=free_port)
+    json_port: int | None = None
     admin_port: int = field(default_factory=free_port)
 
-    def write(self) -> Path:
-        """Write the configuration and all TLS files; return the path of the former."""
+    async def write(self) -> tuple[str | Path, ...]:
+        """Write the configuration and all TLS files; return the options to use them."""
         tls = self.folder / "tls"
         tls.mkdir()
         (tls / "ca.crt").write_bytes(self.authority.pem)
@@ -66,14 +72,19 @@ class Envoy:
         self._replace_addresses(config)
         path = self.folder / "envoy.yaml"
         path.write_text(yaml.safe_dump(config))
-        return path
+        if self.json_port is None:
+            return "--config-path", path
+        variables = (f"OUT={self.folder}", f"PYTHON={sys.executable}")
+        built = await finish("make", "-C", ROOT, "descriptors", *variables, environment=clean_environment({}))
+        assert built.exit_code == 0, built
+        return "--config-path", path, "--config-yaml", self._json_config(self.json_port)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Running]:
         """Run Envoy during the block."""
         process = await Running.start(
             envoy_binary(),
-            *("--config-path", self.write(), "--base-id", str(self.admin_port), "--concurrency", "2"),
+            *(*await self.write(), "--base-id", str(self.admin_port), "--concurrency", "2"),
             *("--log-level", "warning"),
             environment=clean_environment({}),
             folder=self.folder,
@@ -119,7 +130,16 @@ class Envoy:
             return await client.get(f"http://127.0.0.1:{self.admin_port}{path}")
 
     def _moved(self, text: str) -> str:
-        return text.replace(TLS_FOLDER, str(self.folder / "tls"))
+        moved = text.replace(DESCRIPTORS, str(self.folder / Path(DESCRIPTORS).name))
+        return moved.replace(TLS_FOLDER, str(self.folder / "tls"))
+
+    def _json_config(self, port: int) -> str:
+        """Return the configuration of the listener for JSON, with another address."""
+        config = yaml.safe_load(self._moved((SHIPPED / "json.yaml").read_text()))
+        (listener,) = config["static_resources"]["listeners"]
+        listener["address"]["socket_address"] = {"address": "127.0.0.1", "port_value": port}
+        text: str = yaml.safe_dump(config)
+        return text
 
     def _replace_addresses(self, config: dict[str, Any]) -> None:
         """Replace the addresses of listeners, servers and shims, and nothing else."""

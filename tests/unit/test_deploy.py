@@ -14,6 +14,7 @@ import yaml
 from pointbook_common.open_files import CONNECTIONS_MAX
 from pointbook_common.secret_files import secret_file_fields
 from pointbook_server.rpc.listening import MESSAGE_BYTES_MAX, METADATA_BYTES_MAX
+from pointbook_server.rpc.pagination import PAGE_BYTES_MAX
 from pointbook_server.settings import ServerSettings
 from shopline_shim.settings import ShimSettings
 from support.deploy_files import (
@@ -30,6 +31,7 @@ from support.deploy_files import (
     processes,
     unit,
 )
+from support.message_fuzzing import METHODS
 from support.processes import BIN, ROOT
 
 PROCESSES = {each.place: each for each in processes()}
@@ -307,6 +309,35 @@ def test_envoy_has_the_limits_of_server_and_shim() -> None:
     seconds = f"{ServerSettings.model_fields['call_deadline_seconds'].default:g}s"
     assert route["route"]["max_stream_duration"] == {"grpc_timeout_header_max": seconds, "max_stream_duration": seconds}
     assert buffer["max_request_bytes"] == ShimSettings.model_fields["max_body_bytes"].default
+
+
+def test_json_has_the_methods_and_limits_of_grpc() -> None:
+    grpc, json = (
+        yaml.safe_load((DEPLOY / "envoy" / name).read_text())["static_resources"]["listeners"][0]["filter_chains"][0]
+        for name in ("envoy.yaml", "json.yaml")
+    )
+    grpc_manager, manager = (each["filters"][1]["typed_config"] for each in (grpc, json))
+    buffer, transcoder, _ = (each["typed_config"] for each in manager["http_filters"])
+    grpc_route, route = (
+        next(
+            each
+            for each in every["route_config"]["virtual_hosts"][0]["routes"]
+            if "retry_policy" in each.get("route", {})
+        )
+        for every in (grpc_manager, manager)
+    )
+
+    assert transcoder["services"] == sorted({method.containing_service.full_name for method in METHODS})
+    assert buffer["max_request_bytes"] == transcoder["max_request_body_size"] == MESSAGE_BYTES_MAX
+    assert transcoder["max_response_body_size"] >= 4 * PAGE_BYTES_MAX
+    assert json["transport_socket"]["typed_config"]["common_tls_context"] == {
+        **grpc["transport_socket"]["typed_config"]["common_tls_context"],
+        "alpn_protocols": ["h2", "http/1.1"],
+    }
+    assert route["route"] == grpc_route["route"]
+    assert route["request_body_buffer_limit"] == grpc_route["request_body_buffer_limit"]
+    for name in ("max_request_headers_kb", "http2_protocol_options", "common_http_protocol_options"):
+        assert manager[name] == grpc_manager[name]
 
 
 def test_envoy_calls_the_ports_of_the_other_deployments() -> None:
