@@ -101,7 +101,7 @@ class Server:
         self.services = Services(settings, self._database, senders, clock, self.metrics, development=development)
         self._health.add_to_server(self._server)
         self._server.add_generic_rpc_handlers((self._build_method_handlers(),))
-        self._maintenance = self._build_maintenance(clock)
+        self.maintenance = self._build_maintenance(clock)
         self._watch_process()
         self.port = self._listen(settings)
         self._health_server = self._build_health_server(settings)
@@ -118,7 +118,7 @@ class Server:
         await self._database_health.check()
         self._database_health.start()
         self._background = [
-            asyncio.create_task(self._maintenance.run_maintenance()),
+            asyncio.create_task(self.maintenance.run_maintenance()),
             asyncio.create_task(observe_loop_lag(self.metrics.loop_lag_seconds.observe)),
         ]
 
@@ -144,7 +144,7 @@ class Server:
             async with asyncio.timeout(CLEANUP_SECONDS):
                 await self._running_calls.drain()
                 await self.services.drain()
-                await self._maintenance.write_token_use()
+                await self.maintenance.write_token_use()
                 await self.services.webhook_times.write()
         except TimeoutError:
             log.warning("some calls did not end in time")

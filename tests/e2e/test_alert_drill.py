@@ -30,7 +30,7 @@ from support.clocks import NOW_MS, at
 from support.codes import add_customers, issue_code
 from support.database_proxy import DatabaseProxy, proxied
 from support.embedded_database import Cluster
-from support.processes import HAS_PROC, Running, free_port, running
+from support.processes import HAS_PROC, Running, running
 from support.prometheus import PROMETHEUS, FiringAlert, Prometheus, running_prometheus
 from support.redemption import customer_ref
 from support.servers import running_server

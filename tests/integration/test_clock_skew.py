@@ -58,7 +58,7 @@ async def test_server_with_a_wrong_clock_releases_and_redeems_nothing(
         with json_logs(database_health_module, clock_skew_module) as written:
             async with running_server(database_url, admin_token, clock=ShiftedClock(days * DAY_MS)) as (server, skewed):
                 assert await grpc_health(f"127.0.0.1:{server.port}") == "NOT_SERVING"
-                await server._maintenance.run_jobs()
+                await server.maintenance.run_jobs()
                 refusal = await refused(redeem(skewed, redeem_request(shop, 100)))
 
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "CLOCK_WRONG")

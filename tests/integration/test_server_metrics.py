@@ -47,7 +47,7 @@ class Measured:
 
     async def refresh(self) -> None:
         """Read the state of the database into the metrics, as maintenance does."""
-        await self.server._maintenance.refresh_metrics()
+        await self.server.maintenance.refresh_metrics()
 
 
 @pytest.fixture

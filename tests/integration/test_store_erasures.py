@@ -560,7 +560,7 @@ async def test_metrics_and_the_log_show_open_and_overdue_requests(
         assert gauges(server) == {"open": 2, "overdue": 0}
         clock.move(28 * DAY_MS / 1_000)
         with json_logs(erasures_module) as written:
-            await server._maintenance.run_jobs()
+            await server.maintenance.run_jobs()
         assert gauges(server) == {"open": 2, "overdue": 2}
         assert '"level": "error"' in written.getvalue()
         assert '"count": 2' in written.getvalue()

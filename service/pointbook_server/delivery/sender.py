@@ -55,13 +55,16 @@ class DeliveryUncertainError(Exception):
 class Message:
     """A message to one customer; its repr shows neither the destination nor the text.
 
-    `destination` is empty if the sender needs none; `subject` is for e-mail.
+    `destination` is empty if the sender needs none; `subject` is for e-mail. `code` is the code in the text, and
+    `merchant_id` the merchant who sends it, for senders that need them apart, such as the one of the testing kit.
     """
 
     destination: str = field(repr=False)
     text: str = field(repr=False)
     challenge_id: str
     subject: str = field(default="", repr=False)
+    code: str = field(default="", repr=False)
+    merchant_id: str = field(default="", repr=False)
 
 
 class Sender(Protocol):

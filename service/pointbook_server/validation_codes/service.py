@@ -224,7 +224,9 @@ class ValidationCodes:
         program, customer = subject.program, subject.customer
         language = "" if customer is None else customer.language
         text = message_text(program, language, code, subject.purpose.points)
-        message = Message(route.destination, text, challenge_id, message_title(program))
+        message = Message(
+            route.destination, text, challenge_id, message_title(program), code, subject.purpose.merchant_id
+        )
         try:
             with Timer(self._metrics.send_seconds.labels(route.channel.value)):
                 async with asyncio.timeout(DELIVERY_TIMEOUT_SECONDS):
