@@ -19,6 +19,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.clock_skew import SystemClock
 from pointbook_server.delivery.sender import Message
@@ -218,7 +219,7 @@ class Drill:
                 buyer_id = f"buyer-{number}"
                 await client.apply(shop.update(buyer_id, points_balance=20))
                 await client.apply(shop.update(buyer_id, points_balance=90, updated_at=at(NOW_MS - 30_000)))
-                await server._maintenance.refresh_metrics()
+                await server.maintenance.refresh_metrics()
                 await asyncio.sleep(SECOND_BREAK_SECONDS)
 
         self.breaks.append(lose)

@@ -19,13 +19,14 @@ import grpc
 import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.clients import Client
 from support.clocks import at
 from support.codes import CODE_SETTINGS, WRONG_CODE, issue_code
 from support.http_clients import http_client
 from support.probes import grpc_health
-from support.processes import Running, free_port, running
+from support.processes import Running, running
 from support.provider_servers import HttpServer, MailServer, http_server, mail_server
 from support.redemption import customer_ref, redeem_request, validate_request
 from support.refusals import refusal

@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from pointbook.v1 import programs_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
 from pointbook_server.db.migrations.revisions import all_revisions
@@ -22,7 +23,7 @@ from support.connections import connected
 from support.embedded_database import Cluster
 from support.http2 import HEALTH_CHECK, http2
 from support.probes import grpc_health, is_alive
-from support.processes import HAS_PROC, Finished, Running, free_port, one_line, pointbook, running
+from support.processes import HAS_PROC, Finished, Running, one_line, pointbook, running
 from support.refusals import refused
 from support.schema_revisions import revisions_before
 from support.shops import Shop

@@ -14,11 +14,12 @@ import grpc
 import pytest
 
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
 from support.clients import Client
 from support.probes import grpc_health
-from support.processes import Running, free_port, running
+from support.processes import Running, running
 from support.shops import Shop
 from support.tokens import make_token
 from support.unique_names import unique

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from pointbook_client.testing.ports import free_port
 from support.docs_pages import README, ShellLine, pages, shell_lines_of
 from support.probes import http_get
-from support.processes import Finished, Running, finish, free_port, running
+from support.processes import Finished, Running, finish, running
 from support.shell import as_buf_curl, find_grpcurl, shell_environment
 
 ASSIGNMENT = re.compile(r"([A-Z]+)=(.*)")

@@ -8,11 +8,12 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from pointbook_client.testing.ports import free_port
 from support.certificates import Authority
 from support.database_proxy import proxied
 from support.docs_pages import DOCS, blocks_of
 from support.embedded_database import Cluster
-from support.processes import Finished, free_port, pointbook, running
+from support.processes import Finished, pointbook, running
 
 AUTHORITY = Authority()
 SECRET = "app-secret-of-the-doctor"

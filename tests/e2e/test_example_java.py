@@ -16,11 +16,12 @@ from typing import Self
 import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.certificates import Authority
 from support.clients import Client
 from support.probes import grpc_health, http_get
-from support.processes import BIN, ROOT, Finished, Running, clean_environment, finish, free_port, pointbook, running
+from support.processes import BIN, ROOT, Finished, Running, clean_environment, finish, pointbook, running
 from support.tokens import make_token
 from support.unique_names import unique
 from support.waiting import until

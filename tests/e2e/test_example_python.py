@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pointbook_client.testing.ports import free_port
 from support.probes import grpc_health
-from support.processes import ROOT, Running, clean_environment, free_port, pointbook, running
+from support.processes import ROOT, Running, clean_environment, pointbook, running
 from support.unique_names import unique
 
 EXAMPLES = ROOT / "examples/python"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import Scope
 from pointbook_server.rpc.listening import MESSAGE_BYTES_MAX
 from support.clocks import NOW_MS, at
@@ -17,7 +18,7 @@ from support.docs_pages import DOCS, blocks_of
 from support.envoy import SERVERS, needs_envoy
 from support.fleets import Fleet, running_fleet
 from support.http_json import JsonCaller, details_of, json_client, path
-from support.processes import clean_environment, finish, free_port
+from support.processes import clean_environment, finish
 from support.provider_servers import HttpServer, http_server
 from support.servers import CODE_KEY
 from support.shops import Shop

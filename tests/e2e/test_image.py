@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from pointbook_client.testing.ports import free_port
 from support.embedded_database import Cluster
 from support.probes import http_get
-from support.processes import BIN, ROOT, Finished, Running, clean_environment, finish, free_port, one_line
+from support.processes import BIN, ROOT, Finished, Running, clean_environment, finish, one_line
 from support.unique_names import unique
 
 DOCKERFILE = ROOT / "Dockerfile"

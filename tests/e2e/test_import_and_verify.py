@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from pointbook_client.testing.ports import free_port
 from support.clients import Client
 from support.probes import grpc_health, handles_sigterm
 from support.processes import (
@@ -22,7 +23,6 @@ from support.processes import (
     Running,
     clean_environment,
     finish,
-    free_port,
     one_line,
     pointbook,
     running,

@@ -18,13 +18,14 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations import migrate
 from support.clients import Client
 from support.clocks import at
 from support.http_clients import http_client
 from support.probes import grpc_health, http_get
-from support.processes import Finished, Running, free_port, one_line, pointbook, running
+from support.processes import Finished, Running, one_line, pointbook, running
 from support.retrying_callers import RetryingCallers, check_acknowledged_events
 from support.shops import Shop
 from support.tokens import make_token

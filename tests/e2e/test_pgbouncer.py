@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.database import PLANNED_ONCE, SESSION_SETTINGS
 from support.database_proxy import proxied
 from support.deploy_files import DEPLOY
 from support.deployments import Deployment, error_lines
-from support.processes import Running, clean_environment, free_port
+from support.processes import Running, clean_environment
 from support.retrying_callers import RetryingCallers, check_acknowledged_events
 from support.tokens import make_token
 from support.verification import run_verify

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 
 from pointbook.v1 import points_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_common.durations import DAY_MS
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.db.migrations.revisions import all_revisions
@@ -22,7 +23,7 @@ from support.embedded_database import Cluster
 from support.ledger import check_ledger
 from support.previous_release import REVISION, next_program, previous_program
 from support.probes import grpc_health
-from support.processes import Running, finish_fork, free_port, one_line, running
+from support.processes import Running, finish_fork, one_line, running
 from support.redemption import earn, redeem_request, validate_request
 from support.shops import Shop
 from support.unique_names import unique

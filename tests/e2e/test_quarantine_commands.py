@@ -10,10 +10,11 @@ import pytest
 
 from pointbook.v1 import webhooks_pb2
 from pointbook_cli.terminal import escape_unprintable
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import Scope
 from support.clients import Client
 from support.clocks import NOW_MS, at
-from support.processes import POINTBOOK, Finished, clean_environment, free_port, one_line, pointbook
+from support.processes import POINTBOOK, Finished, clean_environment, one_line, pointbook
 from support.servers import Service
 from support.shims import points_body
 from support.shops import Shop

@@ -12,12 +12,13 @@ import grpc
 import pytest
 
 from pointbook.v1 import identity_pb2, redemption_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.clients import Client
 from support.clocks import at
 from support.ledger import check_ledger
 from support.probes import grpc_health
-from support.processes import Running, free_port, running
+from support.processes import Running, running
 from support.refusals import refusal
 from support.shops import Shop
 from support.tokens import make_token

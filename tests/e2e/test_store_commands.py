@@ -1,10 +1,11 @@
 """`pointbook store` on a real server."""
 
 from pointbook.v1 import identity_pb2, programs_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import Scope
 from support.clients import Client
 from support.clocks import NOW_MS, at
-from support.processes import Finished, free_port, one_line, pointbook
+from support.processes import Finished, one_line, pointbook
 from support.servers import Service
 from support.shops import Shop
 from support.tokens import make_token

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import grpc
 
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.certificates import Authority
 from support.clients import Client
-from support.processes import POINTBOOK, Running, clean_environment, finish, free_port, one_line, pointbook, running
+from support.processes import POINTBOOK, Running, clean_environment, finish, one_line, pointbook, running
 from support.shops import Shop
 from support.tokens import make_token
 from support.unique_names import unique

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pointbook.v1 import points_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.clients import Client
 from support.clocks import at
 from support.ledger import check_ledger
 from support.probes import grpc_health
-from support.processes import free_port, running
+from support.processes import running
 from support.shops import Shop
 from support.tokens import make_token
 from support.unique_names import unique

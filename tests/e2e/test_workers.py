@@ -15,12 +15,13 @@ import httpx
 import pytest
 
 from pointbook.v1 import points_pb2
+from pointbook_client.testing.ports import free_port
 from shopline_shim.signature import sign
 from support.clients import Client
 from support.http_clients import http_client
 from support.ledger import check_ledger
 from support.probes import http_get, http_text, is_alive, zombies
-from support.processes import HAS_PROC, POINTBOOK, Running, clean_environment, free_port, running
+from support.processes import HAS_PROC, POINTBOOK, Running, clean_environment, running
 from support.servers import Service
 from support.shops import Shop
 from support.waiting import until

@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pointbook.v1 import points_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access import token_cache as token_cache_module
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.rpc import admission as admission_module
@@ -37,7 +38,7 @@ from support.http2 import (
 )
 from support.json_logs import json_logs
 from support.probes import grpc_health
-from support.processes import free_port, pointbook
+from support.processes import pointbook
 from support.refusals import refusal, refused
 from support.servers import running_server, server_settings
 from support.shops import Shop

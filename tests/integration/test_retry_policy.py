@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from pointbook.v1 import access_pb2, access_pb2_grpc, identity_pb2, programs_pb2, redemption_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.servicer import AccessServicer
 from pointbook_server.delivery.sender import DeliveryFailedError, Sender
 from pointbook_server.errors import PointbookError
@@ -29,7 +30,6 @@ from support.codes import issue_code
 from support.envoy import SERVICE_CONFIG
 from support.http2 import dying_server
 from support.outbox import Outbox
-from support.processes import free_port
 from support.redemption import earn
 from support.refusals import refused
 from support.servers import CODE_KEY, Service, running_server

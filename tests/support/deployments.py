@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from support.clients import Client
 from support.honest_client import HonestClient, run_honest_client
 from support.probes import grpc_health, http_get
-from support.processes import POINTBOOK, Running, clean_environment, free_port, running
+from support.processes import POINTBOOK, Running, clean_environment, running
 from support.servers import CODE_KEY, QUARANTINE_KEY
 from support.shops import Shop
 from support.tokens import make_token

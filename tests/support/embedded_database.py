@@ -9,9 +9,8 @@ from pathlib import Path
 import asyncpg
 
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
+from pointbook_client.testing.folders import fastest_place
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a private folder in it.
-_MEMORY_MIN_FREE_BYTES = 4 * 1024**3
 _LOGGED = {"log_min_messages": "warning", "log_min_error_statement": "error", "log_error_verbosity": "default"}
 """PostgreSQL's default log settings. The embedded database logs less, since errors may quote rows."""
 
@@ -23,7 +22,7 @@ class Cluster:
     """
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="pointbook-tests-", dir=_fastest_place()))
+        self._folder = Path(tempfile.mkdtemp(prefix="pointbook-tests-", dir=fastest_place()))
         self._postgres = EmbeddedPostgres(self._folder / "postgres", fsync=False)
         self._templates: dict[str, asyncio.Task[None]] = {}
         self._clones = 0
@@ -80,13 +79,3 @@ class Cluster:
             await connection.execute(statement)
         finally:
             await connection.close()
-
-
-def _fastest_place() -> Path | None:
-    """Return a folder in memory if enough is free, else None.
-
-    A clone on a disk takes up to ten times as long.
-    """
-    if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _MEMORY_MIN_FREE_BYTES:
-        return _MEMORY
-    return None

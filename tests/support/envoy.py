@@ -12,9 +12,10 @@ import httpx
 import pytest
 import yaml
 
+from pointbook_client.testing.ports import free_port
 from support.certificates import Authority
 from support.http_clients import http_client
-from support.processes import ROOT, Running, clean_environment, finish, free_port
+from support.processes import ROOT, Running, clean_environment, finish
 
 SHIPPED = ROOT / "deploy" / "envoy"
 TLS_FOLDER = "/etc/envoy/tls"

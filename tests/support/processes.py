@@ -3,9 +3,7 @@
 import asyncio
 import itertools
 import os
-import random
 import signal
-import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -25,8 +23,6 @@ START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 30.0
 COMMAND_SECONDS_MAX = 60.0
 HAS_PROC = Path("/proc/self/fd").exists()
-# Below the ephemeral ports, so that no client occupies one of these.
-PORTS = range(20_000, 30_000)
 
 _numbers = itertools.count(1)
 
@@ -35,18 +31,6 @@ def clean_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """Return an environment of paths and settings, which are given without POINTBOOK_."""
     paths = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     return paths | {f"POINTBOOK_{name}": value for name, value in settings.items()}
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens, also for a process that restarts."""
-    while True:
-        port = random.choice(PORTS)  # noqa: S311 - it need not be a secret
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
 
 
 @dataclass(frozen=True)

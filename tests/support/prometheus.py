@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from pointbook_client.testing.ports import free_port
 from support.alert_rules import RULES, shorten
 from support.http_clients import http_client
 from support.probes import http_get
-from support.processes import Running, clean_environment, free_port
+from support.processes import Running, clean_environment
 
 PROMETHEUS = shutil.which("prometheus")
 INTERVAL = "500ms"

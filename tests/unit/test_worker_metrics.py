@@ -11,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pointbook_cli.services import worker_metrics
 from pointbook_cli.services.worker_metrics import WorkerMetrics, merge, serve_worker_metrics
+from pointbook_client.testing.ports import free_port
 from pointbook_common.metrics_endpoint import MetricsEndpoint, exposition_of
 from support.http_clients import http_client
-from support.processes import free_port
 
 METHOD = 'with "quotes" {and} braces\n# HELP \x85me\na{b} \\n'
 """A label that contains what the text consists of."""
