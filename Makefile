@@ -25,8 +25,8 @@ setup: ## Build .venv from requirements.lock, unless it is complete; PYTHON=… 
 	@"$(PYTHON)" .ci/setup.py
 
 clean: ## Remove .venv and all build output; the data of `pointbook dev` stays (see its --reset).
-	rm -rf $(VENV) build dist examples/*/{gen,target} .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	rm -rf *.egg-info */*.egg-info */*/*.egg-info
+	rm -rf $(VENV) build dist examples/*/{dist,gen,node_modules,target}
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info */*.egg-info */*/*.egg-info
 	find service gen tests bench -name __pycache__ -prune -exec rm -rf {} +
 
 run: setup ## Run the whole system on the embedded database.

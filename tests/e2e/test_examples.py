@@ -13,7 +13,7 @@ import pytest
 from pointbook.v1 import identity_pb2, redemption_pb2, redemption_pb2_grpc
 from support.certificates import Authority
 from support.dev_server import DevServer, dev_server
-from support.example_programs import GO, OUT, Example, build_example, dialogue
+from support.example_programs import GO, OUT, TYPESCRIPT, Example, build_example, dialogue
 from support.processes import Finished, clean_environment, finish
 from support.redemption import REVERSED
 from support.relay import Relay, relay_to
@@ -92,7 +92,7 @@ async def module_relay(dev: DevServer) -> AsyncIterator[Relay]:
         yield relay
 
 
-@pytest.fixture(scope="module", params=[GO], ids=lambda example: example.name)
+@pytest.fixture(scope="module", params=[GO, TYPESCRIPT], ids=lambda example: example.name)
 async def example(request: pytest.FixtureRequest) -> Example:
     """The built programs of one language."""
     built: Example = request.param
@@ -320,3 +320,14 @@ async def test_go_sources_are_formatted() -> None:
     finished = await finish("gofmt", "-l", *sources, environment=clean_environment({}))
 
     assert (finished.exit_code, finished.out, finished.err) == (0, "", "")
+
+
+def test_typescript_has_no_unchecked_types() -> None:
+    sources = list((TYPESCRIPT.folder / "src").glob("*.ts"))
+
+    assert sources
+    assert [path.name for path in sources if re.search(r"\bany\b|@ts-|\bas unknown\b", path.read_text())] == []
+
+
+def test_lock_file_of_npm_names_no_registry() -> None:
+    assert "http" not in (TYPESCRIPT.folder / "package-lock.json").read_text()

@@ -62,6 +62,16 @@ GO = Example(
     checkout=(f"{OUT}/go/checkout",),
     timeout="--timeout={}s",
 )
+TYPESCRIPT = Example(
+    name="typescript",
+    tools=("node", "npm"),
+    steps=(
+        BuildStep(("npm", "ci", "--no-audit", "--prefer-offline"), downloads=True),
+        BuildStep(("npm", "run", "build")),
+    ),
+    checkout=("node", f"{ROOT}/examples/typescript/dist/src/checkout.js"),
+    timeout="--timeout-ms={}000",
+)
 
 
 async def build_example(example: Example) -> None:
