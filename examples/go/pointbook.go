@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	_ "embed"
 	"fmt"
+	"log"
 	"os"
 	"time"
 
@@ -14,6 +15,8 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+
+	pb "example.com/pointbook/gen/pointbook/v1"
 )
 
 //go:generate ../../.venv/bin/buf generate
@@ -67,6 +70,20 @@ func Dial(config Config) (*grpc.ClientConn, error) {
 		options = append(options, grpc.WithPerRPCCredentials(bearer(config.Token)))
 	}
 	return grpc.NewClient("dns:///"+config.Address, options...)
+}
+
+// BuyerRef names a customer by SHOPLINE's id in a store.
+func BuyerRef(merchantID, storeID, buyerID string) *pb.CustomerRef {
+	buyer := &pb.Buyer{StoreId: storeID, BuyerId: buyerID}
+	return &pb.CustomerRef{MerchantId: merchantID, Identifier: &pb.CustomerRef_Buyer{Buyer: buyer}}
+}
+
+// Must returns the value of a call, or ends a program that cannot go on without it.
+func Must[T any](value T, err error) T {
+	if err != nil {
+		log.Fatal(err)
+	}
+	return value
 }
 
 func (config Config) transport() (credentials.TransportCredentials, error) {

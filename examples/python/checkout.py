@@ -29,7 +29,9 @@ async def main() -> int:
     options = read_options()
     tls = Tls(ca_file=options.ca_file) if options.ca_file else None
     try:
-        async with connect(options.address, token=os.environ.get("POINTBOOK_TOKEN", ""), tls=tls) as pointbook:
+        async with connect(
+            options.address, token=os.environ.get("POINTBOOK_TOKEN", ""), tls=tls, timeout=options.timeout
+        ) as pointbook:
             await check_out(pointbook, options)
     except InvalidArgumentError as error:
         for violation in error.violations:
@@ -54,7 +56,7 @@ async def check_out(pointbook: PointbookClient, options: argparse.Namespace) -> 
     print(f"redeemable: {validation.points} points, worth {validation.redeem_value}")
 
     issued = await pointbook.issue_code(customer, options.program, options.points)
-    print(f"code sent, valid until {issued.expire_time:%H:%M:%S} UTC")
+    print(f"code sent: challenge {issued.challenge_id}, valid until {issued.expire_time:%H:%M:%S} UTC")
     code = await asyncio.to_thread(input, "The code that the customer says: ")
 
     # The reference is made before anything is sent: a till stores it with the order.
@@ -94,6 +96,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("buyer", help="SHOPLINE's id of the customer")
     parser.add_argument("--points", type=int, default=10)
     parser.add_argument("--address", default="127.0.0.1:50051")
+    parser.add_argument("--timeout", type=float, default=20.0, help="the deadline of each call, in seconds")
     parser.add_argument("--ca-file", help="the CA of the server's certificate, in PEM")
     parser.add_argument("--merchant", default="2000001234")
     parser.add_argument("--store", default="1718263946864")

@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pointbook_client.testing.ports import free_port
 from support.probes import http_get
-from support.processes import Running, clean_environment, free_port, pointbook
+from support.processes import Running, clean_environment, pointbook
 from support.waiting import until
 
 

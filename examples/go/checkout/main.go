@@ -52,7 +52,7 @@ func run(ctx context.Context, arguments []string, in io.Reader, out io.Writer) e
 	}
 	defer connection.Close()
 	till.client = pb.NewRedemptionServiceClient(connection)
-	till.customer = &pb.CustomerRef{MerchantId: till.merchant, Identifier: &pb.CustomerRef_Buyer{Buyer: buyer}}
+	till.customer = pointbook.BuyerRef(till.merchant, buyer.StoreId, buyer.BuyerId)
 	return till.checkOut(ctx, order)
 }
 
