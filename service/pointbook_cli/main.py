@@ -1,6 +1,7 @@
 """The `pointbook` command: its command groups, and how errors end it."""
 
 import os
+from typing import Annotated
 
 import typer
 
@@ -34,6 +35,24 @@ app.add_typer(webhook.app, name="webhook")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(store.app, name="store")
 app.add_typer(benefits.app, name="benefits")
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 - typer passes the option's value by position
+    """Print the version and end the command, if the option is given."""
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(f"pointbook {version('pointbook')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Declare the options that come before a command."""
 
 
 def run() -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 from collections.abc import AsyncIterator
+from importlib.metadata import version
 from pathlib import Path
 
 import asyncpg
@@ -495,6 +496,10 @@ async def test_usage_is_shown_without_tracebacks() -> None:
         helped.out.split()
     )
     assert ALL_MERCHANTS in (await pointbook("token", "create", "--help")).out
+
+
+async def test_the_version_is_printed() -> None:
+    assert await pointbook("--version") == Finished(0, f"pointbook {version('pointbook')}\n", "")
 
 
 async def test_an_invalid_ssl_mode_is_reported_in_one_line(database_url: str) -> None:
