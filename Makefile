@@ -14,7 +14,7 @@ AUDIT  := build/audit
 PROTOS := $(sort $(wildcard proto/pointbook/v1/*.proto))
 RELEASED := proto/released.binpb
 
-.PHONY: help setup clean run test soak lint current format gen descriptors docs tables released lock sbom audit bench growth
+.PHONY: help setup clean run test soak lint current format gen descriptors docs tables released dist lock sbom audit bench growth
 
 help: ## List the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -99,6 +99,11 @@ tables: setup ## Write the generated tables of docs/ from the code.
 released: setup ## Make the protos the released contract that `lint` checks changes against; run it at a release.
 	$(BIN)/buf build proto --exclude-source-info --output $(RELEASED)
 
+dist: setup ## Write the wheels and source distributions of the last commit into dist/.
+	@git diff --quiet HEAD || { echo "dist: files differ from the last commit: commit or stash them" >&2; exit 2; }
+	rm -rf dist
+	$(BIN)/python .ci/dist.py dist
+
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-package pointbook-stubs --no-emit-package pointbook-client
 
@@ -114,8 +119,9 @@ $(AUDIT): deploy/audit.lock
 	$(AUDIT)/bin/pip --quiet --disable-pip-version-check install --require-hashes --only-binary :all: -r deploy/audit.lock
 	touch $(AUDIT)
 
-sbom: $(AUDIT) ## Write build/sbom.cdx.json: what is in the image, as CycloneDX, from its lock file.
-	$(AUDIT)/bin/cyclonedx-py requirements deploy/requirements.lock --pyproject pyproject.toml --mc-type application \
+sbom: $(AUDIT) ## Write build/sbom.cdx.json: what is in the image, as CycloneDX, from its lock file and our own parts.
+	{ cat deploy/requirements.lock; grep -oE 'pointbook-(client|stubs)==[^"]+' pyproject.toml; } \
+	  | $(AUDIT)/bin/cyclonedx-py requirements - --pyproject pyproject.toml --mc-type application \
 	  --output-reproducible --output-format JSON --output-file build/sbom.cdx.json
 
 audit: $(AUDIT) ## Look up the packages of both lock files among the known vulnerabilities; needs the network.

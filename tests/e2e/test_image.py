@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pointbook_client.testing.ports import free_port
+from support.clean_venvs import index_environment
 from support.embedded_database import Cluster
 from support.probes import http_get
 from support.processes import BIN, ROOT, Finished, Running, clean_environment, finish, one_line
@@ -17,8 +18,6 @@ from support.unique_names import unique
 
 DOCKERFILE = ROOT / "Dockerfile"
 INSTALL_SECONDS_MAX = 300.0
-# An install needs the package registry, with the machine's network settings.
-INHERITED_PREFIXES = ("PIP_", "SSL_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE")
 SECRET = "app-secret"
 
 
@@ -76,8 +75,7 @@ async def image(tmp_path: Path) -> Image:
     """
     made = Image(tmp_path)
     base = write_base_python(made.root / "base")
-    inherited = {name: value for name, value in os.environ.items() if name.upper().startswith(INHERITED_PREFIXES)}
-    environment = {**inherited, "HOME": str(made.root), "PATH": f"{base}{os.pathsep}{os.defpath}"}
+    environment = {**index_environment(), "HOME": str(made.root), "PATH": f"{base}{os.pathsep}{os.defpath}"}
     workdir = made.root
     for name, rest in instructions()[0]:
         if name == "WORKDIR":
