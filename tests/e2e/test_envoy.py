@@ -1,5 +1,6 @@
 """Servers and a shim behind a real Envoy with the shipped configuration."""
 
+import asyncio
 import os
 import ssl
 import time
@@ -16,14 +17,17 @@ from pointbook.v1 import points_pb2
 from shopline_shim.settings import ShimSettings
 from support.certificates import Authority, serial_of, served_serial
 from support.clients import Client
+from support.connections import connected
 from support.deployments import error_lines
 from support.envoy import SERVERS, SHIMS, Envoy, envoy_binary, needs_envoy
 from support.fleets import Fleet, running_fleet
 from support.processes import POINTBOOK, Running, clean_environment, finish, running
+from support.redemption import earn, redeem_request
+from support.refusals import refusal
 from support.retrying_callers import check_acknowledged_events
 from support.shops import Shop
 from support.verification import run_verify
-from support.waiting import until
+from support.waiting import until, until_locks_are_awaited
 
 pytestmark = needs_envoy
 
@@ -141,6 +145,22 @@ async def test_limits_are_those_of_the_server(fleet: Fleet, client: Client, shop
     assert sum(after.values()) - sum(before.values()) == 1
     assert await code_of(1024, (("x-filler", "x" * 6_000),)) == "OK"
     assert await code_of(1024, (("x-filler", "x" * 8_000),)) != "OK"
+
+
+async def test_refusal_of_a_call_that_envoy_has_repeated_says_so(fleet: Fleet, client: Client, shop: Shop) -> None:
+    """The first attempt waits for a lock until the server gives up."""
+    await client.put_program(shop.merchant_id, shop.store_id, criteria={})
+    await earn(client, shop, 100)
+    async with connected(fleet.database_url) as connection, connection.transaction():
+        await connection.execute("SELECT FROM points_accounts WHERE merchant_id = $1 FOR UPDATE", shop.merchant_id)
+        call = asyncio.ensure_future(client.redemption.RedeemPoints(redeem_request(shop)))
+        await until_locks_are_awaited(fleet.database_url)
+        await client.put_program(shop.merchant_id, shop.store_id, criteria={}, redemption_enabled=False)
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call
+
+    assert refusal(failed.value).reason == "REDEMPTION_DISABLED"
+    assert ("x-previous-attempts", "1") in tuple(failed.value.trailing_metadata())
 
 
 async def test_methods_without_a_route_do_not_reach_a_server(client: Client) -> None:

@@ -1,10 +1,11 @@
 """The metadata of a call that the server reads."""
 
 import re
+from typing import Any
 
 import pytest
 
-from pointbook_server.rpc.headers import read_headers
+from pointbook_server.rpc.headers import previous_attempts, read_headers
 
 ID = "x-request-id"
 
@@ -29,3 +30,22 @@ def test_a_call_without_a_valid_id_gets_a_new_one(values: tuple[str | bytes, ...
 
 def test_the_first_valid_id_counts() -> None:
     assert request_id("two words", "first", "second") == "first"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "count"),
+    [
+        (None, 0),
+        ((), 0),
+        ([("grpc-previous-rpc-attempts", "2")], 2),
+        ([("x-envoy-attempt-count", "1")], 0),
+        ([("x-envoy-attempt-count", "3")], 2),
+        ([("grpc-previous-rpc-attempts", "1"), ("x-envoy-attempt-count", "1")], 1),
+        ([("grpc-previous-rpc-attempts", "-1")], 0),
+        ([("grpc-previous-rpc-attempts", "many")], 0),
+        ([("grpc-previous-rpc-attempts", "1" * 5_000)], 0),
+        ([("grpc-previous-rpc-attempts", b"1")], 0),
+    ],
+)
+def test_previous_attempts_are_those_of_grpc_or_envoy(metadata: Any, count: int) -> None:
+    assert previous_attempts(metadata) == count

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from pointbook_server.errors import PointbookError
 from pointbook_server.reasons import REASONS, Reason, Retry
-from pointbook_server.rpc.headers import REQUEST_ID_HEADER
+from pointbook_server.rpc.headers import PREVIOUS_ATTEMPTS_HEADER, REQUEST_ID_HEADER, previous_attempts
 
 DOMAIN = "pointbook"
 VIOLATIONS_MAX = 50
@@ -51,6 +51,9 @@ async def abort(context: Any, error: PointbookError, request_id: str) -> NoRetur
     status = rpc_status.to_status(to_status(error))
     pushback = retry_pushback(error, context.time_remaining())
     trailing_metadata = (*status.trailing_metadata, *pushback, (REQUEST_ID_HEADER, request_id))
+    if count := previous_attempts(context.invocation_metadata()):
+        # One of them may still be running, so this error does not prove that the call has no effect.
+        trailing_metadata = (*trailing_metadata, (PREVIOUS_ATTEMPTS_HEADER, str(count)))
     try:
         await context.abort(status.code, status.details, trailing_metadata=trailing_metadata)
     except grpc.aio.InternalError:
