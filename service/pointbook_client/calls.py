@@ -11,7 +11,6 @@ import grpc
 from pointbook.v1 import points_pb2
 from pointbook_client.errors import (
     BY_CODE,
-    DOMAIN,
     REQUEST_ID_KEY,
     FieldViolation,
     PointbookError,
@@ -43,8 +42,9 @@ class CallDefaults:
         """
         sent = dict(own or ())
         request_id = sent.setdefault(REQUEST_ID_KEY, self.request_id or secrets.token_hex(16))
-        if _AUTHORIZATION_KEY not in sent and (token := self.token()):
-            sent[_AUTHORIZATION_KEY] = f"Bearer {token}"
+        if _AUTHORIZATION_KEY not in sent and (token := self.token().strip()):
+            # A token that was read from a file may end with a line break.
+            sent[_AUTHORIZATION_KEY] = _bearer(token)
         observed = self.observer.start(method) if self.observer else None
         if observed is not None:
             sent.update(observed.metadata())
@@ -62,6 +62,16 @@ class CallDefaults:
                 observed.end(code)
 
 
+def _bearer(token: str) -> str:
+    """Return the value of the authorization header.
+
+    Raises ValueError if the token cannot be sent, as gRPC's own error would contain it.
+    """
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that no header can have")
+    return f"Bearer {token}"
+
+
 def to_error(error: Any, request_id: str) -> PointbookError:
     """Return the exception of a failed call.
 
@@ -69,7 +79,7 @@ def to_error(error: Any, request_id: str) -> PointbookError:
     """
     trailing = tuple((key, value) for key, value in error.trailing_metadata() or ())
     details = read_details(trailing)
-    reason = details.info.reason if details.info.domain == DOMAIN else ""
+    reason = details.info.reason
     code = error.code()
     answered = next((value for key, value in trailing if key == REQUEST_ID_KEY), request_id)
     return BY_REASON.get(reason, BY_CODE.get(code, PointbookError))(

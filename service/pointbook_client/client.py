@@ -19,6 +19,7 @@ from pointbook.v1 import (
     webhooks_pb2_grpc,
 )
 from pointbook_client import requests
+from pointbook_client.attempts import Attempts
 from pointbook_client.channels import AioChannel
 from pointbook_client.connections import AioConnection
 from pointbook_client.errors import PointbookError
@@ -64,18 +65,24 @@ class PendingCall(Generic[T]):
     in another process. The server carries it out once.
     """
 
-    def __init__(self, reference: str, send: Callable[[], Awaitable[T]]) -> None:
+    def __init__(self, reference: str, send: Callable[[], Awaitable[T]], timeout_seconds: float) -> None:
         self.reference = reference
         """The API's external_reference_number."""
         self._send = send
+        self._attempts = Attempts(timeout_seconds)
 
     async def send(self) -> T:
         """Send the call, and return its result.
 
-        A call that was sent before returns the first result. Raises PointbookError. If its `outcome_unknown` is true,
-        send the call again.
+        A call that was sent before returns the first result. Raises PointbookError. If its `outcome_unknown` is false,
+        the call is refused for good. If it is true, send the call again, until it returns or is refused for good: that
+        takes at most the deadline of the earlier attempts and 20 seconds.
         """
-        return await self._send()
+        with self._attempts.attempt():
+            return await self._send()
+
+    def __repr__(self) -> str:
+        return f"PendingCall({self.reference!r})"
 
     def __await__(self) -> Generator[None, None, T]:
         return self.send().__await__()
@@ -191,7 +198,7 @@ class PointbookClient:
         async def send() -> Redemption:
             return Redemption.from_message((await self.redemptions.RedeemPoints(request)).redemption)
 
-        return PendingCall(request.external_reference_number, send)
+        return PendingCall(request.external_reference_number, send, self.channel.defaults.timeout_seconds)
 
     def reverse(
         self,
@@ -220,14 +227,14 @@ class PointbookClient:
         async def send() -> Redemption:
             return Redemption.from_message((await self.redemptions.ReverseRedemption(request)).redemption)
 
-        return PendingCall(request.external_reference_number, send)
+        return PendingCall(request.external_reference_number, send, self.channel.defaults.timeout_seconds)
 
     async def get_redemption(
         self, merchant_id: str, *, redemption_id: str | None = None, reference: str | None = None
     ) -> Redemption:
         """Return a redemption, by its id or its reference.
 
-        Raises RedemptionNotFoundError. It is final once the deadlines of all calls with this reference have passed.
+        Raises RedemptionNotFoundError. That is final 20 seconds after the deadlines of all calls with this reference.
         """
         request = requests.get_redemption(merchant_id, redemption_id=redemption_id, reference=reference)
         return Redemption.from_message((await self.redemptions.GetRedemption(request)).redemption)

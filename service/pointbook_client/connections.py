@@ -33,9 +33,15 @@ class Connection(ABC, Generic[C]):
         self._credentials = self._source() if self._source else None
         self._channel = self._open(self._credentials)
         self._checked_at = time.monotonic()
+        self._is_closed = False
 
     def channel(self) -> C:
-        """Return the channel for new calls."""
+        """Return the channel for new calls.
+
+        Raises RuntimeError after `close`, where grpcio may end the process.
+        """
+        if self._is_closed:
+            raise RuntimeError("the client is closed")
         if self._source is not None and time.monotonic() - self._checked_at >= CREDENTIALS_CHECK_SECONDS:
             with self._lock:
                 self._renew(self._source)
@@ -79,6 +85,7 @@ class AioConnection(Connection[grpc.aio.Channel]):
 
     async def close(self, grace: float | None) -> None:
         """Close the current and all replaced channels."""
+        self._is_closed = True
         await self._channel.close(grace)
         closing = tuple(self._closing)
         for task in closing:
@@ -112,6 +119,7 @@ class SyncConnection(Connection[grpc.Channel]):
 
     def close(self) -> None:
         """Close the current and all replaced channels."""
+        self._is_closed = True
         self._channel.close()
         for _, channel in self._replaced:
             channel.close()

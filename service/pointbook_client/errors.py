@@ -1,7 +1,7 @@
 """The errors of calls, with what the server says about them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +13,8 @@ from google.rpc.status_pb2 import Status
 
 DOMAIN = "pointbook"
 REQUEST_ID_KEY = "x-request-id"
+PREVIOUS_ATTEMPTS_KEY = "x-previous-attempts"
+"""How often the call was sent before, if gRPC or a balancer has repeated it."""
 _STATUS_KEY = "grpc-status-details-bin"
 _CERTAIN_CODES = frozenset(
     {
@@ -24,7 +26,7 @@ _CERTAIN_CODES = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
-"""The codes of calls that the server has read and refused."""
+"""The codes of calls that the server has read and refused, without any effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class PointbookError(grpc.RpcError):
         self.message = message
         self.reason = reason
         """The ErrorReason without its prefix; empty if the connection failed or the server sent no reason."""
-        self.metadata = metadata
+        self.metadata = dict(metadata)
         """The values that led to the error, such as `active_points`. None identifies a person."""
         self.violations = tuple(violations)
         """The wrong fields of an INVALID_FIELDS error."""
@@ -75,20 +77,19 @@ class PointbookError(grpc.RpcError):
         self.retry_delay = retry_delay
         """The time to wait before the same call can succeed, if the server knows one."""
         self._trailing_metadata = tuple(trailing_metadata)
+        was_repeated = any(key == PREVIOUS_ATTEMPTS_KEY for key, _ in self._trailing_metadata)
+        self.outcome_unknown = was_repeated or grpc_code not in _CERTAIN_CODES
+        """Whether the call may have changed something, or still may, although it failed.
+
+        Send the same call again, with the same reference or event id: its answer tells. A refusal is no proof if an
+        earlier attempt of the call was cut off, as the server may still carry that one out.
+        """
 
     @property
     def status_code(self) -> int | None:
         """The status code of a refused redemption, such as 803, or None."""
         code = self.metadata.get("status_code", "")
         return int(code) if code.isdecimal() else None
-
-    @property
-    def outcome_unknown(self) -> bool:
-        """Whether the call may have changed something, although it failed.
-
-        Send the same call again, with the same reference or event id: its answer tells.
-        """
-        return self.grpc_code not in _CERTAIN_CODES
 
     def code(self) -> grpc.StatusCode:
         """Return the gRPC code, as errors of grpcio do."""
@@ -185,10 +186,13 @@ class ErrorDetails:
     retry_delay: timedelta | None
 
 
+NO_DETAILS = ErrorDetails(ErrorInfo(), (), None)
+
+
 def read_details(trailing_metadata: Iterable[tuple[str, str | bytes]]) -> ErrorDetails:
     """Return the details in the trailing metadata of a call.
 
-    Details that cannot be read count as missing: the code and the message remain.
+    Details that cannot be read, or are those of a proxy, count as missing: the code and the message remain.
     """
     serialized = next((value for key, value in trailing_metadata if key == _STATUS_KEY), b"")
     info, bad_request, retry = ErrorInfo(), BadRequest(), RetryInfo()
@@ -196,7 +200,8 @@ def read_details(trailing_metadata: Iterable[tuple[str, str | bytes]]) -> ErrorD
         status = Status.FromString(serialized if isinstance(serialized, bytes) else serialized.encode())
         for packed in status.details:
             _ = packed.Unpack(info) or packed.Unpack(bad_request) or packed.Unpack(retry)
-    except DecodeError:
-        return ErrorDetails(ErrorInfo(), (), None)
+        delay = retry.retry_delay.ToTimedelta() if retry.HasField("retry_delay") else None
+    except (DecodeError, OverflowError, ValueError):
+        return NO_DETAILS
     violations = tuple(FieldViolation(item.field, item.description) for item in bad_request.field_violations)
-    return ErrorDetails(info, violations, retry.retry_delay.ToTimedelta() if retry.HasField("retry_delay") else None)
+    return ErrorDetails(info, violations, delay) if info.domain == DOMAIN else replace(NO_DETAILS, retry_delay=delay)

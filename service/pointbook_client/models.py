@@ -52,9 +52,18 @@ class PointsUpdateType(StrEnum):
 
     INCREASE = "INCREASE"
     DECREASE = "DECREASE"
+    UNKNOWN = "UNKNOWN"
+    """A type of a newer server."""
+
+    @classmethod
+    def from_number(cls, number: int) -> Self:
+        """Convert a number of the API."""
+        value = points_pb2.PointsUpdateType.DESCRIPTOR.values_by_number.get(number)
+        name = value.name.removeprefix("POINTS_UPDATE_TYPE_") if value else ""
+        return cls(name if name in cls.__members__ else "UNKNOWN")
 
     def to_number(self) -> points_pb2.PointsUpdateType.ValueType:
-        """Return the number of the API."""
+        """Return the number of the API. Raises ValueError for UNKNOWN."""
         return points_pb2.PointsUpdateType.Value(f"POINTS_UPDATE_TYPE_{self}")
 
 
@@ -347,7 +356,7 @@ class PointsEntry:
     event_id: str
     update_type: PointsUpdateType
     scene: str
-    """SHOPLINE's name, such as SUCCESSFUL_ORDERS, including names that this client does not know."""
+    """SHOPLINE's name, such as SUCCESSFUL_ORDERS; empty if only a newer client has it."""
     points: int
     updated_at: datetime
     receive_time: datetime
@@ -367,9 +376,7 @@ class PointsEntry:
         scene = points_pb2.PointsUpdateScene.DESCRIPTOR.values_by_number.get(update.updated_scene)
         return cls(
             event_id=update.event_id,
-            update_type=PointsUpdateType(
-                points_pb2.PointsUpdateType.Name(update.update_type).removeprefix("POINTS_UPDATE_TYPE_")
-            ),
+            update_type=PointsUpdateType.from_number(update.update_type),
             scene=update.unrecognized_scene or (scene.name.removeprefix("POINTS_UPDATE_SCENE_") if scene else ""),
             points=update.updated_value,
             updated_at=to_datetime(update.updated_at),
@@ -413,7 +420,7 @@ def to_timestamp(time: datetime | None) -> Timestamp | None:
     """
     if time is None:
         return None
-    if time.tzinfo is None:
+    if time.utcoffset() is None:
         raise ValueError("a time needs a time zone, such as datetime.now(UTC)")
     timestamp = Timestamp()
     timestamp.FromDatetime(time)

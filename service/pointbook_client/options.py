@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import Any, TypedDict
 
 from pointbook_client.calls import CallDefaults
+from pointbook_client.keywords import check_names
 from pointbook_client.observers import CallObserver
 from pointbook_client.tls import CredentialsSource, Tls
 
@@ -55,6 +56,7 @@ def connect_settings(
     Without `tls` it is in plaintext on loopback, and uses TLS with gRPC's own roots elsewhere. Raises OSError if a file
     of `tls` cannot be read.
     """
+    check_names(options, ConnectOptions)
     if tls is None:
         tls = not is_loopback(address)
     if isinstance(tls, bool):
@@ -112,17 +114,26 @@ def service_config(*, retries: bool, wait_for_ready: bool) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether an address of gRPC stays on this machine.
+    """Return whether all servers of an address of gRPC are on this machine.
 
     >>> [is_loopback(address) for address in ("127.0.0.1:50051", "[::1]:1", "localhost:1", "unix:/run/pointbook")]
     [True, True, True, True]
     >>> is_loopback("points.internal:50051")
     False
     """
-    if address.startswith(("unix:", "unix-abstract:")):
+    scheme, _, rest = address.partition(":")
+    if scheme in {"unix", "unix-abstract"}:
         return True
-    host = address.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    if scheme in {"ipv4", "ipv6"}:
+        return all(_is_local(server) for server in rest.split(","))
+    # The name server of `dns://10.0.0.53/localhost` could name any host.
+    return _is_local(rest.removeprefix("///") if scheme == "dns" else address)
+
+
+def _is_local(server: str) -> bool:
+    """Return whether `host:port` or `[host]:port` is on this machine."""
+    host = server.rpartition(":")[0] if server.rpartition(":")[2].isdecimal() else server
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
 from pointbook_client.identity import Buyer, CustomerRef
+from pointbook_client.keywords import check_names
 from pointbook_client.models import PointsUpdateType, RedemptionState, ValidationType, to_timestamp
 
 PAGE_SIZE = 500
@@ -108,6 +109,7 @@ def validate(
 
     Raises ValueError unless there is exactly one amount.
     """
+    check_names(options, ValidateOptions)
     return redemption_pb2.ValidateRedemptionRequest(
         customer=customer.to_message(),
         program_id=program_id,
@@ -131,6 +133,7 @@ def issue_code(
 
     Raises ValueError unless there is exactly one amount.
     """
+    check_names(options, AmountOptions)
     return redemption_pb2.IssueValidationCodeRequest(
         customer=customer.to_message(),
         program_id=program_id,
@@ -150,6 +153,7 @@ def redeem(
 
     It has a new reference unless one is given. Raises ValueError unless there is exactly one amount.
     """
+    check_names(options, RedeemOptions)
     return redemption_pb2.RedeemPointsRequest(
         customer=customer.to_message(),
         program_id=program_id,
@@ -164,7 +168,7 @@ def redeem(
         skip_validation=options.get("skip_validation", False),
         transaction_number=options.get("transaction_number", ""),
         notes=options.get("notes", ""),
-        external_reference_number=reference or new_reference(),
+        external_reference_number=_reference(reference),
     )
 
 
@@ -179,14 +183,15 @@ def reverse(
 ) -> redemption_pb2.ReverseRedemptionRequest:
     """Build the request of ReverseRedemption.
 
-    It has a new reference unless one is given. Raises ValueError unless the redemption is named once.
+    It has a new reference unless one is given. Raises ValueError unless the redemption is named once, and for less than
+    one point.
     """
     _check_one(redemption_id=redemption_id, redeemed_reference=redeemed_reference)
     return redemption_pb2.ReverseRedemptionRequest(
         merchant_id=merchant_id,
         **_given(redemption_id=redemption_id, redeemed_reference_number=redeemed_reference),
-        points=points or 0,
-        external_reference_number=reference or new_reference(),
+        points=0 if points is None else _at_least_one(points),
+        external_reference_number=_reference(reference),
         notes=notes,
     )
 
@@ -206,6 +211,7 @@ def get_redemption(
 
 def list_redemptions(merchant_id: str, selected: RedemptionFilter) -> redemption_pb2.ListRedemptionsRequest:
     """Build the request of the first page of ListRedemptions."""
+    check_names(selected, RedemptionFilter)
     customer, state = selected.get("customer"), selected.get("state")
     return redemption_pb2.ListRedemptionsRequest(
         merchant_id=merchant_id,
@@ -237,6 +243,7 @@ def get_points_account(
 
 def list_points_entries(merchant_id: str, buyer: Buyer, selected: EntryFilter) -> points_pb2.ListPointsEntriesRequest:
     """Build the request of the first page of ListPointsEntries."""
+    check_names(selected, EntryFilter)
     update_type = selected.get("update_type")
     return points_pb2.ListPointsEntriesRequest(
         merchant_id=merchant_id,
@@ -270,6 +277,26 @@ def list_expiring_points(
         until_time=to_timestamp(until_time),
         page_size=PAGE_SIZE,
     )
+
+
+def _reference(given: str | None) -> str:
+    """Return a reference, or a new one without it.
+
+    Raises ValueError if it is empty: in place of a lost one, a new reference would redeem again.
+    """
+    if given == "":
+        raise ValueError("the reference is empty")
+    return new_reference() if given is None else given
+
+
+def _at_least_one(points: int) -> int:
+    """Return points.
+
+    Raises ValueError for zero, which stands for all points in the API.
+    """
+    if points < 1:
+        raise ValueError("reverse at least one point; without `points`, all that is left is reversed")
+    return points
 
 
 def _points(points: int | None, options: AmountOptions) -> int:

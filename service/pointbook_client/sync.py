@@ -21,6 +21,7 @@ from pointbook.v1 import (
     webhooks_pb2_grpc,
 )
 from pointbook_client import requests
+from pointbook_client.attempts import Attempts
 from pointbook_client.channels import SyncChannel
 from pointbook_client.connections import SyncConnection
 from pointbook_client.errors import PointbookError
@@ -66,18 +67,24 @@ class PendingCall(Generic[T]):
     in another process. The server carries it out once.
     """
 
-    def __init__(self, reference: str, send: Callable[[], T]) -> None:
+    def __init__(self, reference: str, send: Callable[[], T], timeout_seconds: float) -> None:
         self.reference = reference
         """The API's external_reference_number."""
         self._send = send
+        self._attempts = Attempts(timeout_seconds)
 
     def send(self) -> T:
         """Send the call, and return its result.
 
-        A call that was sent before returns the first result. Raises PointbookError. If its `outcome_unknown` is true,
-        send the call again.
+        A call that was sent before returns the first result. Raises PointbookError. If its `outcome_unknown` is false,
+        the call is refused for good. If it is true, send the call again, until it returns or is refused for good: that
+        takes at most the deadline of the earlier attempts and 20 seconds.
         """
-        return self._send()
+        with self._attempts.attempt():
+            return self._send()
+
+    def __repr__(self) -> str:
+        return f"PendingCall({self.reference!r})"
 
 
 class PointbookClient:
@@ -190,7 +197,7 @@ class PointbookClient:
         def send() -> Redemption:
             return Redemption.from_message((self.redemptions.RedeemPoints(request)).redemption)
 
-        return PendingCall(request.external_reference_number, send)
+        return PendingCall(request.external_reference_number, send, self.channel.defaults.timeout_seconds)
 
     def reverse(
         self,
@@ -219,14 +226,14 @@ class PointbookClient:
         def send() -> Redemption:
             return Redemption.from_message((self.redemptions.ReverseRedemption(request)).redemption)
 
-        return PendingCall(request.external_reference_number, send)
+        return PendingCall(request.external_reference_number, send, self.channel.defaults.timeout_seconds)
 
     def get_redemption(
         self, merchant_id: str, *, redemption_id: str | None = None, reference: str | None = None
     ) -> Redemption:
         """Return a redemption, by its id or its reference.
 
-        Raises RedemptionNotFoundError. It is final once the deadlines of all calls with this reference have passed.
+        Raises RedemptionNotFoundError. That is final 20 seconds after the deadlines of all calls with this reference.
         """
         request = requests.get_redemption(merchant_id, redemption_id=redemption_id, reference=reference)
         return Redemption.from_message((self.redemptions.GetRedemption(request)).redemption)

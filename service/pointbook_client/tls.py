@@ -1,5 +1,6 @@
 """TLS of a client: which certificates it trusts, and its own."""
 
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,19 +35,21 @@ class Tls:
     def credentials_source(self) -> CredentialsSource:
         """Return a source that reads the files again whenever they have changed.
 
-        Raises OSError if a file cannot be read now. Later, the last readable files stay in use.
+        Raises OSError if a file cannot be read or used now. Later, the last usable files stay in use.
         """
         material = self._read()
+        self._check(material)
         credentials = _credentials(material)
 
         def current() -> grpc.ChannelCredentials:
             nonlocal material, credentials
             try:
                 renewed = self._read()
+                if renewed != material:
+                    self._check(renewed)
+                    material, credentials = renewed, _credentials(renewed)
             except OSError:
                 return credentials
-            if renewed != material:
-                material, credentials = renewed, _credentials(renewed)
             return credentials
 
         return current
@@ -55,6 +58,20 @@ class Tls:
         """Return the contents of the files; None for those that are not set."""
         paths = (self.ca_file, self.key_file, self.cert_file)
         return tuple(None if path is None else Path(path).read_bytes() for path in paths)
+
+    def _check(self, material: tuple[bytes | None, ...]) -> None:
+        """Raise OSError unless the files can be used, and still have these contents.
+
+        Between the renewals of a certificate and of its key, no server accepts the two, and calls would wait for one.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        if self.ca_file is not None:
+            context.load_verify_locations(self.ca_file)
+        if self.cert_file is not None:
+            # Without a password, OpenSSL would ask for that of an encrypted key at the terminal.
+            context.load_cert_chain(self.cert_file, self.key_file, password="")
+        if self._read() != material:
+            raise OSError("the files have changed while they were read")
 
 
 def _credentials(material: tuple[bytes | None, ...]) -> grpc.ChannelCredentials:
