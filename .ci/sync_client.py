@@ -10,7 +10,7 @@ from pathlib import Path
 
 NOTICE = "Generated from client.py by `make gen`. Do not edit."
 REPLACEMENTS = (
-    (r'^"""The client for asyncio\."""$', f'"""The client for threads.\n\n{NOTICE}\n"""'),
+    (r'^"""The client for asyncio\.$', f'"""The client for threads.\n\n{NOTICE}'),
     (r"then await the call", "then send it"),
     (r"\basync (def|for|with)\b", r"\1"),
     (r"await asyncio\.sleep", "time.sleep"),

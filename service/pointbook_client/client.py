@@ -1,4 +1,7 @@
-"""The client for asyncio."""
+"""The client for asyncio.
+
+The examples run against a server: `address` and `token` are its own, and `customer` has 100 points in program 1.
+"""
 
 import asyncio
 import time
@@ -63,6 +66,12 @@ class PendingCall(Generic[T]):
 
     Store its reference first. Then a lost answer is safe: send it again, or build the same call with the same reference
     in another process. The server carries it out once.
+
+    >>> call = client.redeem(customer, program_id=1, points=10)
+    >>> first = await call.send()
+    >>> again = await client.redeem(customer, program_id=1, points=10, reference=call.reference).send()
+    >>> again.redemption_id == first.redemption_id
+    True
     """
 
     def __init__(self, reference: str, send: Callable[[], Awaitable[T]], timeout_seconds: float) -> None:
@@ -140,6 +149,11 @@ class PointbookClient:
 
         `timeout` is in seconds. The request id shows in the server's log and in errors: pass that of the request that
         your service works on.
+
+        >>> checkout = client.with_options(timeout=5, request_id="checkout-17")
+        >>> await checkout.get_redemption(customer.merchant_id, reference="none")
+        Traceback (most recent call last):
+        pointbook_client.reasons.RedemptionNotFoundError: NOT_FOUND: ... (request checkout-17)
         """
         defaults = self.channel.defaults
         changed = replace(
@@ -165,6 +179,10 @@ class PointbookClient:
         """Return whether a customer may redeem points now.
 
         "No" is an answer, with every reason.
+
+        >>> validation = await client.validate(customer, program_id=1, points=500)
+        >>> validation.redeemable, [violation.reason for violation in validation.violations]
+        (False, ['INSUFFICIENT_POINTS'])
         """
         request = requests.validate(customer, program_id, points, options)
         return Validation.from_message(await self.redemptions.ValidateRedemption(request))
@@ -192,6 +210,11 @@ class PointbookClient:
         """Return a redemption to send. This sends nothing.
 
         It has a new reference unless one is given. Store `reference` of the returned call, then await the call.
+
+        >>> call = client.redeem(customer, program_id=1, points=30, transaction_number="2024-17")
+        >>> redemption = await call.send()
+        >>> redemption.points, redemption.state
+        (30, <RedemptionState.PENDING: 'PENDING'>)
         """
         request = requests.redeem(customer, program_id, points, reference, options)
 
@@ -214,6 +237,12 @@ class PointbookClient:
 
         It has a new reference of its own unless one is given. The redemption is named by its id or its reference.
         Without `points`, all that is left of it is reversed.
+
+        >>> redemption = await client.redeem(customer, program_id=1, points=30).send()
+        >>> call = client.reverse(customer.merchant_id, redemption_id=redemption.redemption_id, points=10)
+        >>> redemption = await call.send()
+        >>> redemption.reversed_points
+        10
         """
         request = requests.reverse(
             merchant_id,
@@ -242,14 +271,24 @@ class PointbookClient:
     async def list_redemptions(
         self, merchant_id: str, **selected: Unpack[RedemptionFilter]
     ) -> AsyncIterator[Redemption]:
-        """Yield a merchant's redemptions, newest first, page by page."""
+        """Yield a merchant's redemptions, newest first, page by page.
+
+        >>> redemption = await client.redeem(customer, program_id=1, points=10).send()
+        >>> [each.points async for each in client.list_redemptions(customer.merchant_id, customer=customer)]
+        [10]
+        """
         request = requests.list_redemptions(merchant_id, selected)
         async for page in self.pages(self.redemptions.ListRedemptions, request):
             for redemption in page.redemptions:
                 yield Redemption.from_message(redemption)
 
     async def get_customer_points(self, customer: CustomerRef, program_id: int) -> CustomerPoints:
-        """Return the points of a customer in a program."""
+        """Return the points of a customer in a program.
+
+        >>> points = await client.get_customer_points(customer, program_id=1)
+        >>> points.active_points, points.held_points
+        (100, 0)
+        """
         request = requests.get_customer_points(customer, program_id)
         return CustomerPoints.from_message(await self.redemptions.GetCustomerPoints(request))
 
@@ -322,6 +361,12 @@ class PointbookClient:
         """Yield the pages of a List method of a stub.
 
         A method is like `client.programs.ListStores`. The request stays unchanged.
+
+        >>> from pointbook.v1.programs_pb2 import ListStoresRequest
+        >>> request = ListStoresRequest(merchant_id=customer.merchant_id)
+        >>> async for page in client.pages(client.programs.ListStores, request):
+        ...     print(len(page.stores), "store")
+        1 store
         """
         page_request = requests.copy_of(request)
         while True:
@@ -347,6 +392,11 @@ def connect(
     network that encrypts by itself. Nothing is sent yet. Call it in the running event loop.
 
     Raises OSError if a file of `tls` cannot be read.
+
+    >>> async with connect(address, token=token) as client:
+    ...     validation = await client.validate(customer, program_id=1, points=10)
+    >>> validation.redeemable
+    True
     """
     settings = connect_settings(address, token, tls, options)
     return PointbookClient(AioChannel(AioConnection(settings), settings.defaults))
