@@ -1,5 +1,6 @@
 """What all calls have in common: metadata, deadlines, errors and observers."""
 
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from pointbook_client.reasons import BY_REASON
 
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _AUTHORIZATION_KEY = "authorization"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""The request ids that servers use."""
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -60,6 +63,14 @@ class CallDefaults:
         finally:
             if observed is not None:
                 observed.end(code)
+
+
+def usable_request_id(request_id: str) -> str:
+    """Return a request id, or an empty one in place of one that servers replace.
+
+    It may come from a caller outside, and grpcio fails calls with some characters.
+    """
+    return request_id if _REQUEST_ID.fullmatch(request_id) else ""
 
 
 def _bearer(token: str) -> str:

@@ -23,6 +23,7 @@ from pointbook.v1 import (
 )
 from pointbook_client import requests
 from pointbook_client.attempts import Attempts
+from pointbook_client.calls import usable_request_id
 from pointbook_client.channels import AioChannel
 from pointbook_client.connections import AioConnection
 from pointbook_client.errors import PointbookError
@@ -148,7 +149,7 @@ class PointbookClient:
         """Return a client over the same connection with other options.
 
         `timeout` is in seconds. The request id shows in the server's log and in errors: pass that of the request that
-        your service works on.
+        your service works on. One that is not 1 to 64 letters, digits, `.`, `_` and `-` is replaced by a new one.
 
         >>> checkout = client.with_options(timeout=5, request_id="checkout-17")
         >>> await checkout.get_redemption(customer.merchant_id, reference="none")
@@ -159,7 +160,7 @@ class PointbookClient:
         changed = replace(
             defaults,
             timeout_seconds=defaults.timeout_seconds if timeout is None else timeout,
-            request_id=defaults.request_id if request_id is None else request_id,
+            request_id=defaults.request_id if request_id is None else usable_request_id(request_id),
         )
         return PointbookClient(self.channel.with_defaults(changed))
 

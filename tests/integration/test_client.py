@@ -240,6 +240,11 @@ async def test_request_id_is_that_of_the_caller(pointbook: PointbookClient, shop
     with pytest.raises(reasons.RedemptionNotFoundError) as own:
         await pointbook.get_redemption(shop.merchant_id, reference="none")
 
+    for unusable in ("", "two words", "a\nb", "näh", "x" * 65):
+        with pytest.raises(reasons.RedemptionNotFoundError) as replaced:
+            await pointbook.with_options(request_id=unusable).get_redemption(shop.merchant_id, reference="none")
+        assert len(replaced.value.request_id) == 32
+
     assert named.value.request_id == "order-17"
     assert len(own.value.request_id) == 32
 
