@@ -19,6 +19,8 @@ _STATUS_KEY = "grpc-status-details-bin"
 _CERTAIN_CODES = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.ALREADY_EXISTS,
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -26,7 +28,7 @@ _CERTAIN_CODES = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
-"""The codes of calls that the server has read and refused, without any effect."""
+"""The codes of calls that the server has refused, without any effect."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,16 @@ from pointbook_server.rpc.status_mapping import to_status
 
 STATUS_KEY = "grpc-status-details-bin"
 ERROR_REASONS = [reason for reason, spec in REASONS.items() if spec.grpc_code is not GrpcCode.OK]
-REFUSED = frozenset({"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"})
+REFUSED = frozenset(
+    {
+        "INVALID_ARGUMENT",
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "FAILED_PRECONDITION",
+    }
+)
 """The codes of the server with which it has changed nothing, and never will."""
 
 
