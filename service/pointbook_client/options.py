@@ -26,7 +26,10 @@ class ConnectOptions(TypedDict, total=False):
     timeout: float
     """The deadline of a call with all of its attempts, in seconds. Default: DEFAULT_TIMEOUT_SECONDS."""
     retries: bool
-    """Whether failed calls that a retry may help are repeated. Default: true."""
+    """Whether failed calls that a retry may help are repeated. Default: true.
+
+    gRPC always repeats a call that no server has seen, such as on a connection that was just closed.
+    """
     wait_for_ready: bool
     """Whether calls wait, until their deadline, for a server that cannot be reached. Default: true."""
     observer: CallObserver
@@ -83,7 +86,6 @@ def channel_options(*, retries: bool, wait_for_ready: bool, server_name: str = "
     """Return the options of a channel: service config, keepalive, reconnection."""
     return (
         ("grpc.service_config", service_config(retries=retries, wait_for_ready=wait_for_ready)),
-        ("grpc.enable_retries", int(retries)),
         ("grpc.primary_user_agent", f"pointbook-client/{version('pointbook-client')}"),
         # Reconnect within a second after a server is back; gRPC's own backoff grows to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
