@@ -3,6 +3,7 @@
 It prints what changed.
 """
 
+import contextlib
 import json
 import re
 import sys
@@ -14,13 +15,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import grpc
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich.console import Console
 from rich.progress import Progress
 
-from pointbook.v1 import benefits_pb2, benefits_pb2_grpc
+from pointbook.v1 import benefits_pb2
 from pointbook_cli.benefits_file import (
     FILE_BYTES_MAX,
     BenefitsFileError,
@@ -30,16 +30,16 @@ from pointbook_cli.benefits_file import (
     translate_privilege,
 )
 from pointbook_cli.exit_codes import EXIT_PROBLEMS
-from pointbook_cli.server_channel import authorization, describe_error, open_server_channel
+from pointbook_cli.server_access import describe_error, open_client
 from pointbook_cli.terminal import count_of, escape_unprintable, plain_console
+from pointbook_client import AbortedError, InvalidArgumentError, PointbookError, ResourceExhaustedError, reasons
+from pointbook_client.sync import PointbookClient
+from pointbook_server import errors as server_errors
 from pointbook_server.benefits.messages import ENUM_NAMES, ENUM_NUMBERS
 from pointbook_server.benefits.model import CONTEXT_FIELDS
-from pointbook_server.errors import PointbookError
-from shopline_shim.grpc_errors import error_details
 from shopline_shim.settings import ShimSettings
 
 M = TypeVar("M", bound=Message)
-CALL_TIMEOUT_SECONDS = 30.0
 PAGE_SIZE = 1_000
 ATTEMPTS_MAX = 5
 """The maximum number of attempts to put an item that others change concurrently."""
@@ -79,14 +79,11 @@ class LevelItems(ABC, Generic[M]):
     nouns: tuple[str, str]
     path: str
     id_prefix: str
-    not_found: str
+    not_found: type[PointbookError]
 
-    def __init__(self, channel: grpc.Channel, token: str, options: BenefitsImportOptions) -> None:
-        self._stub = benefits_pb2_grpc.BenefitsServiceStub(channel)
-        self._call_options: dict[str, Any] = {
-            "timeout": CALL_TIMEOUT_SECONDS,
-            "metadata": authorization(token),
-        }
+    def __init__(self, client: PointbookClient, options: BenefitsImportOptions) -> None:
+        self._client = client
+        self._stub = client.benefits
         self._import_options = options
 
     def item_id(self, number: int) -> str:
@@ -97,10 +94,8 @@ class LevelItems(ABC, Generic[M]):
         """Read an item and its etag; None if there is none."""
         try:
             return self._get(item_id)
-        except grpc.RpcError as error:
-            if error_details(error)[0].reason == self.not_found:
-                return None
-            raise
+        except self.not_found:
+            return None
 
     def put(self, item: M, etag: str) -> bool:
         """Put an item; return False if it has changed since its etag was read.
@@ -109,23 +104,19 @@ class LevelItems(ABC, Generic[M]):
         """
         try:
             self._put(item, etag)
-        except grpc.RpcError as error:
-            # gRPC itself refuses messages that are too large, without one of our reasons.
-            is_too_big = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not error_details(error)[0].reason
-            if is_too_big or error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-                raise RefusedError(describe_error(error)) from None
-            if error.code() is not grpc.StatusCode.ABORTED:
-                raise
+        except AbortedError:
             return False
+        except (InvalidArgumentError, ResourceExhaustedError) as error:
+            # gRPC itself refuses messages that are too large, without one of our reasons.
+            if isinstance(error, ResourceExhaustedError) and error.reason:
+                raise
+            raise RefusedError(describe_error(error)) from None
         return True
 
     def delete(self, item_id: str) -> None:
         """Delete an item, unless it is deleted already."""
-        try:
+        with contextlib.suppress(self.not_found):
             self._delete(item_id)
-        except grpc.RpcError as error:
-            if error_details(error)[0].reason != self.not_found:
-                raise
 
     def vanished(self, count: int) -> list[str]:
         """Return the ids of items from an earlier, longer file, by position.
@@ -133,17 +124,8 @@ class LevelItems(ABC, Generic[M]):
         Items with other ids are ignored.
         """
         pattern = re.compile(rf"{re.escape(f'{self._import_options.level_code}:{self.id_prefix}')}([1-9][0-9]*)")
-        numbers = [int(match[1]) for match in map(pattern.fullmatch, self._ids()) if match]
+        numbers = [int(match[1]) for match in map(pattern.fullmatch, self._list_ids()) if match]
         return [self.item_id(number) for number in sorted(numbers) if number > count]
-
-    def _ids(self) -> Iterator[str]:
-        """List the ids of the level's items, from all pages."""
-        page_token = ""
-        while True:
-            ids, page_token = self._page(page_token)
-            yield from ids
-            if not page_token:
-                return
 
     @abstractmethod
     def translate(self, index: int, item: object, stored: M | None) -> Translation[M]:
@@ -159,7 +141,7 @@ class LevelItems(ABC, Generic[M]):
     def _put(self, item: M, etag: str) -> None: ...
 
     @abstractmethod
-    def _page(self, page_token: str) -> tuple[list[str], str]: ...
+    def _list_ids(self) -> Iterator[str]: ...
 
     @abstractmethod
     def _delete(self, item_id: str) -> None: ...
@@ -171,7 +153,7 @@ class LevelBenefits(LevelItems[benefits_pb2.Benefit]):
     nouns = ("benefit", "benefits")
     path = "benefitsInfo"
     id_prefix = ""
-    not_found = "BENEFIT_NOT_FOUND"
+    not_found = reasons.BenefitNotFoundError
 
     def translate(
         self, index: int, item: object, stored: benefits_pb2.Benefit | None
@@ -185,25 +167,24 @@ class LevelBenefits(LevelItems[benefits_pb2.Benefit]):
 
     def _get(self, item_id: str) -> tuple[benefits_pb2.Benefit, str]:
         request = benefits_pb2.GetBenefitRequest(merchant_id=self._import_options.merchant_id, benefit_id=item_id)
-        response = self._stub.GetBenefit(request, **self._call_options)
+        response = self._stub.GetBenefit(request)
         return response.benefit, response.etag
 
     def _put(self, item: benefits_pb2.Benefit, etag: str) -> None:
-        self._stub.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=item, etag=etag), **self._call_options)
+        self._stub.PutBenefit(benefits_pb2.PutBenefitRequest(benefit=item, etag=etag))
 
-    def _page(self, page_token: str) -> tuple[list[str], str]:
+    def _list_ids(self) -> Iterator[str]:
         request = benefits_pb2.ListBenefitsRequest(
             merchant_id=self._import_options.merchant_id,
             level_code=self._import_options.level_code,
             page_size=PAGE_SIZE,
-            page_token=page_token,
         )
-        page = self._stub.ListBenefits(request, **self._call_options)
-        return [benefit.benefit_id for benefit in page.benefits], page.next_page_token
+        for page in self._client.pages(self._stub.ListBenefits, request):
+            yield from (benefit.benefit_id for benefit in page.benefits)
 
     def _delete(self, item_id: str) -> None:
         request = benefits_pb2.DeleteBenefitRequest(merchant_id=self._import_options.merchant_id, benefit_id=item_id)
-        self._stub.DeleteBenefit(request, **self._call_options)
+        self._stub.DeleteBenefit(request)
 
 
 class LevelPrivileges(LevelItems[benefits_pb2.CustomPrivilege]):
@@ -212,7 +193,7 @@ class LevelPrivileges(LevelItems[benefits_pb2.CustomPrivilege]):
     nouns = ("custom privilege", "custom privileges")
     path = "customPrivileges"
     id_prefix = "p"
-    not_found = "CUSTOM_PRIVILEGE_NOT_FOUND"
+    not_found = reasons.CustomPrivilegeNotFoundError
 
     def translate(
         self, index: int, item: object, stored: benefits_pb2.CustomPrivilege | None
@@ -230,28 +211,27 @@ class LevelPrivileges(LevelItems[benefits_pb2.CustomPrivilege]):
         request = benefits_pb2.GetCustomPrivilegeRequest(
             merchant_id=self._import_options.merchant_id, privilege_id=item_id
         )
-        response = self._stub.GetCustomPrivilege(request, **self._call_options)
+        response = self._stub.GetCustomPrivilege(request)
         return response.custom_privilege, response.etag
 
     def _put(self, item: benefits_pb2.CustomPrivilege, etag: str) -> None:
         request = benefits_pb2.PutCustomPrivilegeRequest(custom_privilege=item, etag=etag)
-        self._stub.PutCustomPrivilege(request, **self._call_options)
+        self._stub.PutCustomPrivilege(request)
 
-    def _page(self, page_token: str) -> tuple[list[str], str]:
+    def _list_ids(self) -> Iterator[str]:
         request = benefits_pb2.ListCustomPrivilegesRequest(
             merchant_id=self._import_options.merchant_id,
             level_code=self._import_options.level_code,
             page_size=PAGE_SIZE,
-            page_token=page_token,
         )
-        page = self._stub.ListCustomPrivileges(request, **self._call_options)
-        return [privilege.privilege_id for privilege in page.custom_privileges], page.next_page_token
+        for page in self._client.pages(self._stub.ListCustomPrivileges, request):
+            yield from (privilege.privilege_id for privilege in page.custom_privileges)
 
     def _delete(self, item_id: str) -> None:
         request = benefits_pb2.DeleteCustomPrivilegeRequest(
             merchant_id=self._import_options.merchant_id, privilege_id=item_id
         )
-        self._stub.DeleteCustomPrivilege(request, **self._call_options)
+        self._stub.DeleteCustomPrivilege(request)
 
 
 def run_import(settings: ShimSettings, options: BenefitsImportOptions) -> int:
@@ -260,11 +240,10 @@ def run_import(settings: ShimSettings, options: BenefitsImportOptions) -> int:
         level = read_level(_read(options.file))
     except BenefitsFileError as error:
         raise OSError(f"{options.file}: the file {error}") from error
-    token = settings.token.get_secret_value()
-    with open_server_channel(settings) as channel:
-        is_complete = _import_items(LevelBenefits(channel, token, options), level.benefits, prune=options.prune)
+    with open_client(settings) as client:
+        is_complete = _import_items(LevelBenefits(client, options), level.benefits, prune=options.prune)
         if level.custom_privileges is not None:
-            privileges = LevelPrivileges(channel, token, options)
+            privileges = LevelPrivileges(client, options)
             is_complete = _import_items(privileges, level.custom_privileges, prune=options.prune) and is_complete
     return 0 if is_complete else EXIT_PROBLEMS
 
@@ -302,7 +281,7 @@ def import_item(items_on_server: LevelItems[M], index: int, item: object) -> Ite
             if items_on_server.put(translation.message, etag):
                 differences = () if stored is None else _differences(stored, translation.message)
                 return ItemResult("created" if stored is None else "changed", (*differences, *translation.notes))
-        except PointbookError as error:
+        except server_errors.PointbookError as error:
             return ItemResult("refused", tuple(f"{each.field} {each.description}" for each in error.violations))
         except RefusedError as error:
             return ItemResult("refused", (str(error),))

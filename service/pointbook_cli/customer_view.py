@@ -7,28 +7,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from pointbook.v1 import (
-    customers_pb2,
-    customers_pb2_grpc,
-    identity_pb2,
-    points_pb2,
-    points_pb2_grpc,
-    redemption_pb2,
-    redemption_pb2_grpc,
-)
+from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, redemption_pb2
 from pointbook_cli.points_import.points_file import parse_time_ms
-from pointbook_cli.server_channel import authorization, open_server_channel
+from pointbook_cli.server_access import open_client
 from pointbook_cli.token_text import parse_duration_ms
+from pointbook_client import reasons
+from pointbook_client.sync import PointbookClient
 from pointbook_common.text import phone_text
 from pointbook_server.rpc.request_fields import TIME_MS_MAX, TIME_MS_MIN
-from shopline_shim.grpc_errors import error_details
 from shopline_shim.settings import ShimSettings
 
-CALL_TIMEOUT_SECONDS = 30.0
 PAGE_SIZE_MAX = 500
 KINDS = {
     "mobile": "mobile",
@@ -40,15 +31,10 @@ KINDS = {
     "buyer": "buyer",
 }
 """The kinds of identifiers, and the API's field of each."""
-NOT_FOUND_REASONS = {"CUSTOMER_NOT_FOUND"}
 _MOBILE = re.compile(r"(\+|00)[\s()./-]*[0-9](?:[\s()./-]*[0-9]){5,}")
 _GENERATED_CUSTOMER_ID = re.compile(r"c-[0-9a-f]{24}")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-
-
-class CustomerNotFoundError(Exception):
-    """The merchant has no customer with this identifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,31 +101,23 @@ def _parse_since_ms(text: str, now_ms: int, time_zone: tzinfo) -> int | None:
         return None
 
 
-def read_view(settings: ShimSettings, query: CustomerQuery) -> CustomerView:
+def read_view(settings: ShimSettings, query: CustomerQuery) -> CustomerView | None:
     """Read a customer from the server in the settings.
 
-    Raises CustomerNotFoundError, and OSError with the server's error.
+    Returns None if the merchant has no such customer. Raises OSError with the server's error.
     """
-    with open_server_channel(settings) as channel:
+    with open_client(settings) as client:
         try:
-            return _CustomerReader(channel, settings.token.get_secret_value(), query).read()
-        except grpc.RpcError as error:
-            if error_details(error)[0].reason in NOT_FOUND_REASONS:
-                raise CustomerNotFoundError from error
-            raise
+            return _CustomerReader(client, query).read()
+        except reasons.CustomerNotFoundError:
+            return None
 
 
 class _CustomerReader:
     """A reader of one customer from one server."""
 
-    def __init__(self, channel: grpc.Channel, token: str, query: CustomerQuery) -> None:
-        self._points = points_pb2_grpc.PointsServiceStub(channel)
-        self._redemption = redemption_pb2_grpc.RedemptionServiceStub(channel)
-        self._customers = customers_pb2_grpc.CustomersServiceStub(channel)
-        self._options: dict[str, Any] = {
-            "timeout": CALL_TIMEOUT_SECONDS,
-            "metadata": authorization(token),
-        }
+    def __init__(self, client: PointbookClient, query: CustomerQuery) -> None:
+        self._client = client
         self._query = query
 
     def read(self) -> CustomerView:
@@ -151,9 +129,7 @@ class _CustomerReader:
             accounts = [self._account(buyer) for buyer in customer.buyers]
             if query.program_id is not None and customer.buyers:
                 program_points = self._program_points(customer.buyers[0], query.program_id)
-        except grpc.RpcError as error:
-            if error_details(error)[0].reason != "SCOPE_MISSING":
-                raise
+        except reasons.ScopeMissingError:
             accounts = None
             notes.append("the token lacks the scope points.read, which shows points")
         record = self._record(customer) if query.contacts else None
@@ -184,21 +160,18 @@ class _CustomerReader:
             setattr(request.customer, KINDS[query.kind], value)
         if query.since_ms is not None:
             request.start_time.FromMilliseconds(query.since_ms)
-        while True:
-            page = self._redemption.ListCustomerTimeline(request, **self._options)
-            yield page
-            request.page_token = page.next_page_token
+        return self._client.pages(self._client.redemptions.ListCustomerTimeline, request)
 
     def _account(self, buyer: identity_pb2.Buyer) -> points_pb2.PointsAccount:
         request = points_pb2.GetPointsAccountRequest(
             merchant_id=self._query.merchant_id, store_id=buyer.store_id, buyer_id=buyer.buyer_id
         )
-        return self._points.GetPointsAccount(request, **self._options).account
+        return self._client.points.GetPointsAccount(request).account
 
     def _program_points(self, buyer: identity_pb2.Buyer, program_id: int) -> redemption_pb2.GetCustomerPointsResponse:
         customer = identity_pb2.CustomerRef(merchant_id=self._query.merchant_id, buyer=buyer)
         request = redemption_pb2.GetCustomerPointsRequest(customer=customer, program_id=program_id)
-        return self._redemption.GetCustomerPoints(request, **self._options)
+        return self._client.redemptions.GetCustomerPoints(request)
 
     def _record(self, customer: redemption_pb2.TimelineCustomer) -> customers_pb2.Customer | None:
         """Return the customer with their contacts; None for a buyer that no customer owns."""
@@ -207,7 +180,7 @@ class _CustomerReader:
         request = customers_pb2.GetCustomerRequest(
             merchant_id=self._query.merchant_id, customer_id=customer.customer.customer_id
         )
-        return self._customers.GetCustomer(request, **self._options).customer
+        return self._client.customers.GetCustomer(request).customer
 
 
 def _international(number: str) -> str:

@@ -5,26 +5,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-import grpc
 import typer
 from rich.progress import Progress
 
-from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2, webhooks_pb2_grpc
-from pointbook_cli.server_channel import authorization, describe_error, open_server_channel
+from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2
+from pointbook_cli.server_access import describe_error, open_client
 from pointbook_cli.terminal import escape_unprintable, plain_console
+from pointbook_client import (
+    CancelledError,
+    DeadlineExceededError,
+    PointbookError,
+    UnauthenticatedError,
+    UnavailableError,
+    reasons,
+)
+from pointbook_client.sync import PointbookClient
 from shopline_shim import translate
-from shopline_shim.grpc_errors import error_details
 from shopline_shim.settings import ShimSettings
 
-CALL_TIMEOUT_SECONDS = 30.0
 PAGE_SIZE = 500
 REASON_PREFIX = "QUARANTINE_REASON_"
 STATE_PREFIX = "QUARANTINE_STATE_"
 SUSPICIOUS = frozenset({webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, webhooks_pb2.QUARANTINE_REASON_TOO_OLD})
 """Reasons that a captured webhook can have too: applying such webhooks needs a decision for each reason."""
-CALL_FAILURES = frozenset(
-    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.DEADLINE_EXCEEDED}
-)
+CALL_FAILURES = (UnavailableError, UnauthenticatedError, DeadlineExceededError, CancelledError)
 """Errors that the next webhook would get too."""
 
 
@@ -46,9 +50,8 @@ class WebhookFilter:
 class Quarantine:
     """The quarantine of one merchant on a server."""
 
-    def __init__(self, channel: grpc.Channel, token: str, merchant_id: str) -> None:
-        self._webhooks = webhooks_pb2_grpc.WebhooksServiceStub(channel)
-        self._metadata = authorization(token)
+    def __init__(self, client: PointbookClient, merchant_id: str) -> None:
+        self._client = client
         self._merchant_id = merchant_id
 
     def webhooks(self, criteria: WebhookFilter) -> Iterator[webhooks_pb2.QuarantinedWebhook]:
@@ -64,14 +67,8 @@ class Quarantine:
             request.start_time.FromDatetime(criteria.since.replace(tzinfo=UTC))
         if criteria.until is not None:
             request.end_time.FromDatetime(criteria.until.replace(tzinfo=UTC))
-        while True:
-            page = self._webhooks.ListQuarantinedWebhooks(
-                request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata
-            )
+        for page in self._client.pages(self._client.webhooks.ListQuarantinedWebhooks, request):
             yield from page.webhooks
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def replayable_ids(self, reason: str) -> list[str]:
         """Return the ids of the webhooks to replay together.
@@ -84,8 +81,7 @@ class Quarantine:
     def get(self, quarantine_id: str) -> webhooks_pb2.QuarantinedWebhook:
         """Read a webhook with its content."""
         request = webhooks_pb2.GetQuarantinedWebhookRequest(merchant_id=self._merchant_id, quarantine_id=quarantine_id)
-        response = self._webhooks.GetQuarantinedWebhook(request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata)
-        return response.webhook
+        return self._client.webhooks.GetQuarantinedWebhook(request).webhook
 
     def replay(self, quarantine_id: str, as_merchant: str, as_topic: str, *, override: bool) -> str:
         """Translate a webhook again and apply it; return the outcome.
@@ -96,11 +92,9 @@ class Quarantine:
             request = translate_again(self.get(quarantine_id), as_merchant, as_topic)
             request.merchant_id, request.quarantine_id = self._merchant_id, quarantine_id
             request.overrides_contradiction = override
-            response = self._webhooks.ReplayQuarantinedWebhook(
-                request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata
-            )
-        except grpc.RpcError as error:
-            if error.code() in CALL_FAILURES and error_details(error)[0].reason != "CODE_KEY_UNKNOWN":
+            response = self._client.webhooks.ReplayQuarantinedWebhook(request)
+        except PointbookError as error:
+            if isinstance(error, CALL_FAILURES) and not isinstance(error, reasons.CodeKeyUnknownError):
                 raise
             raise NotReplayedError(describe_error(error)) from None
         if response.HasField("points_update"):
@@ -116,7 +110,7 @@ class Quarantine:
         request = webhooks_pb2.DropQuarantinedWebhookRequest(
             merchant_id=self._merchant_id, quarantine_id=quarantine_id, reason=reason
         )
-        self._webhooks.DropQuarantinedWebhook(request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata)
+        self._client.webhooks.DropQuarantinedWebhook(request)
 
 
 @contextlib.contextmanager
@@ -125,8 +119,8 @@ def open_quarantine(settings: ShimSettings, merchant_id: str) -> Iterator[Quaran
 
     Raises OSError with the server's error.
     """
-    with open_server_channel(settings) as channel:
-        yield Quarantine(channel, settings.token.get_secret_value(), merchant_id)
+    with open_client(settings) as client:
+        yield Quarantine(client, merchant_id)
 
 
 def translate_again(

@@ -7,13 +7,13 @@ import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-import grpc
 import typer
 from rich.progress import Progress
 
-from pointbook.v1 import programs_pb2, programs_pb2_grpc
-from pointbook_cli.server_channel import authorization, open_server_channel
+from pointbook.v1 import programs_pb2
+from pointbook_cli.server_access import open_client
 from pointbook_cli.terminal import escape_unprintable, plain_console
+from pointbook_client.sync import PointbookClient
 from shopline_shim.settings import ShimSettings
 
 CALL_TIMEOUT_SECONDS = 60.0
@@ -23,30 +23,25 @@ PAGE_SIZE = 500
 class StoreClient:
     """A client for the stores of a server."""
 
-    def __init__(self, channel: grpc.Channel, token: str) -> None:
-        self._programs = programs_pb2_grpc.ProgramsServiceStub(channel)
-        self._metadata = authorization(token)
+    def __init__(self, client: PointbookClient) -> None:
+        self._client = client
 
     def erasures(self, merchant_id: str) -> Iterator[programs_pb2.StoreErasure]:
         """List the erasure requests of a merchant or of all, open ones first."""
         request = programs_pb2.ListStoreErasuresRequest(merchant_id=merchant_id, page_size=PAGE_SIZE)
-        while True:
-            page = self._programs.ListStoreErasures(request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata)
+        for page in self._client.pages(self._client.programs.ListStoreErasures, request):
             yield from page.erasures
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def release(self, merchant_id: str, store_id: str, reason: str) -> None:
         """Release a merchant's store."""
         request = programs_pb2.ReleaseStoreRequest(merchant_id=merchant_id, store_id=store_id, reason=reason)
-        self._programs.ReleaseStore(request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata)
+        self._client.programs.ReleaseStore(request)
 
     def erase(self, merchant_id: str, store_id: str, reason: str) -> Iterator[programs_pb2.EraseStoreResponse]:
         """Erase a store in parts until nothing remains."""
         request = programs_pb2.EraseStoreRequest(merchant_id=merchant_id, store_id=store_id, reason=reason)
         while True:
-            part = self._programs.EraseStore(request, timeout=CALL_TIMEOUT_SECONDS, metadata=self._metadata)
+            part = self._client.programs.EraseStore(request)
             yield part
             if not part.remaining:
                 return
@@ -58,8 +53,8 @@ def open_stores(settings: ShimSettings) -> Iterator[StoreClient]:
 
     Raises OSError with the server's error.
     """
-    with open_server_channel(settings) as channel:
-        yield StoreClient(channel, settings.token.get_secret_value())
+    with open_client(settings, timeout_seconds=CALL_TIMEOUT_SECONDS) as client:
+        yield StoreClient(client)
 
 
 def erase_all(stores: StoreClient, merchant_id: str, store_id: str, reason: str) -> None:

@@ -14,8 +14,6 @@ from starlette.routing import Route
 from pointbook_common.metric_registry import observe_loop_lag
 from pointbook_common.tracing import build_tracing
 from shopline_shim.connection_limits import ConnectionLimits
-from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
-from shopline_shim.grpc_client import CHANNEL_OPTIONS, PointbookClient
 from shopline_shim.metrics import Metrics
 from shopline_shim.missed_calls_endpoint import MissedCallsEndpoint
 from shopline_shim.operator_endpoints import health_route, metrics_route, readiness_route
@@ -23,20 +21,22 @@ from shopline_shim.points_batcher import PointsBatcher
 from shopline_shim.readiness import ReadinessCheck
 from shopline_shim.request_id_middleware import RequestIdMiddleware
 from shopline_shim.responses import NOT_FOUND
+from shopline_shim.server_client import ServerClient, connect_shim
+from shopline_shim.server_connection import server_tls
 from shopline_shim.settings import ShimSettings, secret_values
 from shopline_shim.webhooks_endpoint import BoundWebhooksEndpoint, WebhooksEndpoint
 
 
 def create_app(settings: ShimSettings) -> Starlette:
-    """Build the shim's application, which holds one gRPC channel during its lifespan.
+    """Build the shim's application.
 
-    Raises ValueError if there is no secret, because then no webhook could be authenticated, and SettingError if TLS
-    files are wrong.
+    It holds one connection to the server during its lifespan. Raises ValueError if there is no secret, because then no
+    webhook could be authenticated, and SettingError if TLS files are wrong.
     """
     if not settings.shopline_secrets and not settings.shopline_endpoints:
         raise ValueError("neither POINTBOOK_SHOPLINE_SECRETS nor POINTBOOK_SHOPLINE_ENDPOINTS has a secret")
     metrics = Metrics()
-    tls = client_tls_source(settings)
+    tls = server_tls(settings)
     tracing = build_tracing("shim") if settings.tracing else None
     limits = ConnectionLimits(
         connections_max=settings.max_connections,
@@ -46,8 +46,8 @@ def create_app(settings: ShimSettings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[Mapping[str, Any]]:
-        async with open_aio_channel(settings, settings.grpc_address, CHANNEL_OPTIONS, tls) as channel:
-            client = PointbookClient(settings, channel, metrics, tracing)
+        async with connect_shim(settings, tls) as connected:
+            client = ServerClient(connected, metrics, tracing)
             points = PointsBatcher(client, metrics.updates_of_call.observe)
             lag = asyncio.create_task(observe_loop_lag(metrics.loop_lag_seconds.observe))
             try:

@@ -2,18 +2,17 @@
 
 import time
 
-import grpc
 import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pointbook.v1 import redemption_pb2
+from pointbook_client import InvalidArgumentError, PointbookError
 from shopline_shim import callback_secret
-from shopline_shim.grpc_client import CallContext, PointbookClient
-from shopline_shim.grpc_errors import error_details, log_unavailable
 from shopline_shim.metrics import Metrics
 from shopline_shim.request_body import BodyError, read_body
 from shopline_shim.responses import RETRY_AFTER, UNAVAILABLE, WRONG_SECRET, Problem
+from shopline_shim.server_client import CallContext, ServerClient, log_unavailable
 from shopline_shim.settings import ShimSettings, secret_values
 from shopline_shim.translate_missed_call import MalformedCall, missed_call
 
@@ -73,21 +72,15 @@ class MissedCallsEndpoint:
 
         Raises MalformedCall if the server rejects fields, such as a number of no country.
         """
-        client: PointbookClient = request.state.client
+        client: ServerClient = request.state.client
         context = CallContext(request.state.request_id, time.monotonic() + self._timeout_seconds)
         try:
-            response = await client.call(client.redemption.ConfirmMissedCall, call, context)
-        except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.INVALID_ARGUMENT:
-                logger = log.bind(request_id=request.state.request_id)
-                log_unavailable(logger, "missed call not confirmed", error)
-                return "unavailable", UNAVAILABLE.response(RETRY_AFTER)
-            _, bad_request = error_details(error)
-            raise MalformedCall(
-                {
-                    self._field_names.get(item.field, item.field): item.description
-                    for item in bad_request.field_violations
-                }
-            ) from None
+            response = await client.call(client.redemptions.ConfirmMissedCall, call, context)
+        except InvalidArgumentError as error:
+            wrong = {self._field_names.get(each.field, each.field): each.description for each in error.violations}
+            raise MalformedCall(wrong) from None
+        except PointbookError as error:
+            log_unavailable(log.bind(request_id=request.state.request_id), "missed call not confirmed", error)
+            return "unavailable", UNAVAILABLE.response(RETRY_AFTER)
         outcome = "SEEN" if response.challenge_id else "NO_CHALLENGE"
         return outcome.lower(), JSONResponse({"outcome": outcome})

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 import grpc
 
 from pointbook.v1 import points_pb2
-from shopline_shim.grpc_client import CallContext, PointbookClient
-from shopline_shim.grpc_errors import call_error, to_call_error
+from pointbook_client import DeadlineExceededError, InternalError
+from pointbook_client.calls import to_update_error
+from pointbook_client.retrying import UpdateResult
+from shopline_shim.server_client import CallContext, ServerClient
 
 UPDATES_MAX = 500
 """The most updates of a call: about half of the server's largest message."""
@@ -42,7 +44,7 @@ class PointsBatcher:
     that the token does not cover, affects no other.
     """
 
-    def __init__(self, client: PointbookClient, observe_size: Callable[[int], None]) -> None:
+    def __init__(self, client: ServerClient, observe_size: Callable[[int], None]) -> None:
         self._client = client
         self._observe_size = observe_size
         self._queues: dict[str, _Queue] = {}
@@ -53,7 +55,7 @@ class PointsBatcher:
     ) -> points_pb2.ApplyPointsUpdateResponse:
         """Apply an update; its response means that the change is committed.
 
-        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the context's deadline.
+        Raises PointbookError, a DeadlineExceededError at the context's deadline.
         """
         queued = _QueuedUpdate(update, context, asyncio.get_running_loop().create_future())
         queue = self._queues.setdefault(update.merchant_id, _Queue())
@@ -69,7 +71,7 @@ class PointsBatcher:
             async with asyncio.timeout(context.seconds_left()):
                 return await queued.result
         except TimeoutError:
-            raise call_error(grpc.StatusCode.DEADLINE_EXCEEDED, "No call ended in time.") from None
+            raise DeadlineExceededError(grpc.StatusCode.DEADLINE_EXCEEDED, "No call ended in time.") from None
 
     async def _send_all(self, merchant_id: str, queue: _Queue) -> None:
         """Send a merchant's updates until none is waiting."""
@@ -102,9 +104,7 @@ class PointsBatcher:
             else:
                 queued.result.set_result(response)
 
-    async def _call(
-        self, batch: Sequence[_QueuedUpdate]
-    ) -> list[points_pb2.ApplyPointsUpdateResponse | grpc.aio.AioRpcError]:
+    async def _call(self, batch: Sequence[_QueuedUpdate]) -> list[UpdateResult]:
         """Call the server, and return a response or an error for each update.
 
         A single update keeps its request id, which the server's log then has.
@@ -123,9 +123,9 @@ class PointsBatcher:
         with self._shared_span(batch):
             response = await client.call(client.points.BatchApplyPointsUpdates, batch_request, context)
         if len(response.results) != len(batch):
-            raise call_error(grpc.StatusCode.INTERNAL, "The response has another number of results.")
+            raise InternalError(grpc.StatusCode.INTERNAL, "The response has another number of results.")
         return [
-            to_call_error(result.error, context.request_id) if result.HasField("error") else result.response
+            to_update_error(result.error, context.request_id) if result.HasField("error") else result.response
             for result in response.results
         ]
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 import grpc
 
 from pointbook.v1 import webhooks_pb2
+from pointbook_client import InvalidArgumentError, PointbookError, reasons
 from shopline_shim.body_reader import MalformedWebhook, OutOfBoundsWebhook
-from shopline_shim.grpc_errors import error_details
 
 _DETAIL_LENGTH_MAX = 1_000
-_RETRYABLE_REASON = "KEY_NOT_CONFIGURED"
-"""The reason of a definite error that SHOPLINE's retries overcome once the server has a key."""
 
 # The server read the event and rejects it: a retry would get the same result.
 _DEFINITE_CODES = frozenset(
@@ -80,21 +78,17 @@ def from_malformed(malformed: MalformedWebhook) -> QuarantineCause:
     return QuarantineCause(reason, str(malformed)[:_DETAIL_LENGTH_MAX])
 
 
-def from_error(error: grpc.aio.AioRpcError) -> QuarantineCause | None:
+def from_error(error: PointbookError) -> QuarantineCause | None:
     """Return the cause for a rejected event, or None if a retry may succeed."""
-    if error.code() not in _DEFINITE_CODES:
+    # SHOPLINE's retries overcome a missing key once the server has one.
+    if error.grpc_code not in _DEFINITE_CODES or isinstance(error, reasons.KeyNotConfiguredError):
         return None
-    info, bad_request = error_details(error)
-    if info.reason == _RETRYABLE_REASON:
-        return None
-    if info.reason == "STORE_NOT_FOUND":
-        return _MERCHANT_MISMATCH if info.metadata.get("registered_elsewhere") == "true" else _STORE_UNKNOWN
-    if info.reason == "EVENT_ID_REUSED":
+    if isinstance(error, reasons.StoreNotFoundError):
+        return _MERCHANT_MISMATCH if error.metadata.get("registered_elsewhere") == "true" else _STORE_UNKNOWN
+    if isinstance(error, reasons.EventIdReusedError):
         return _EVENT_ID_REUSED
-    status = f"the server returned {error.code().name} {info.reason}".rstrip()
-    if error.code() is grpc.StatusCode.INVALID_ARGUMENT:
-        violations = "; ".join(
-            f"{item.field.removeprefix('update.')} {item.description}" for item in bad_request.field_violations
-        )
+    status = f"the server returned {error.grpc_code.name} {error.reason}".rstrip()
+    if isinstance(error, InvalidArgumentError):
+        violations = "; ".join(f"{each.field.removeprefix('update.')} {each.description}" for each in error.violations)
         return QuarantineCause(webhooks_pb2.QUARANTINE_REASON_OUT_OF_BOUNDS, violations[:_DETAIL_LENGTH_MAX] or status)
     return QuarantineCause(webhooks_pb2.QUARANTINE_REASON_REFUSED, status[:_DETAIL_LENGTH_MAX])

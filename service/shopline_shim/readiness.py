@@ -8,7 +8,7 @@ import grpc
 import structlog
 
 from pointbook.v1 import access_pb2
-from shopline_shim.grpc_errors import error_details
+from pointbook_client import PointbookError, UnauthenticatedError
 from shopline_shim.settings import ShimSettings
 
 TOKEN_CHECK_SECONDS = 1.0
@@ -31,7 +31,7 @@ class ServerProbe(Protocol):
         """Return whether the server's health is SERVING. Raises nothing."""
 
     async def caller_access(self) -> access_pb2.GetCallerAccessResponse:
-        """Return the scopes and merchants of the token. Raises AioRpcError."""
+        """Return the scopes and merchants of the token. Raises PointbookError."""
 
 
 class ReadinessCheck:
@@ -67,18 +67,16 @@ class ReadinessCheck:
     async def _check_token(self, server: ServerProbe) -> str:
         try:
             access = await server.caller_access()
-        except grpc.aio.AioRpcError as error:
+        except PointbookError as error:
             return _token_cause(error)
         missing = [scope for scope in self._scopes if scope not in access.scopes]
         return f"POINTBOOK_TOKEN lacks scopes: {', '.join(missing)}." if missing else ""
 
 
-def _token_cause(error: grpc.aio.AioRpcError) -> str:
+def _token_cause(error: PointbookError) -> str:
     """Return why the token is unusable; empty if the server is too old to check."""
-    code = error.code()
-    if code is grpc.StatusCode.UNIMPLEMENTED:
+    if error.grpc_code is grpc.StatusCode.UNIMPLEMENTED:
         return ""
-    if code is grpc.StatusCode.UNAUTHENTICATED:
-        reason = error_details(error)[0].reason
-        return _TOKEN_CAUSES.get(reason, "The gRPC server rejects POINTBOOK_TOKEN.")
-    return f"POINTBOOK_TOKEN cannot be checked: the gRPC server returned {code.name}."
+    if isinstance(error, UnauthenticatedError):
+        return _TOKEN_CAUSES.get(error.reason, "The gRPC server rejects POINTBOOK_TOKEN.")
+    return f"POINTBOOK_TOKEN cannot be checked: the gRPC server returned {error.grpc_code.name}."

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 from starlette.datastructures import Headers
@@ -15,19 +14,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, programs_pb2, webhooks_pb2
+from pointbook_client import PointbookError
 from pointbook_common.durations import HOUR_MS
 from pointbook_common.line_limit import LineLimit
 from pointbook_common.shopline_webhooks import select_headers
 from pointbook_common.tracing import Span
 from shopline_shim import quarantine_cause, signature, translate
 from shopline_shim.endpoint_bindings import EndpointBinding
-from shopline_shim.grpc_client import CallContext, PointbookClient
-from shopline_shim.grpc_errors import ACCESS_DENIED, error_details, log_unavailable
 from shopline_shim.metrics import Metrics
 from shopline_shim.points_batcher import PointsBatcher
 from shopline_shim.quarantine_cause import QuarantineCause
 from shopline_shim.request_body import BodyError, read_body
 from shopline_shim.responses import RETRY_AFTER, UNAVAILABLE, WRONG_SIGNATURE
+from shopline_shim.server_client import ACCESS_DENIED, CallContext, ServerClient, log_unavailable
 from shopline_shim.settings import ShimSettings, secret_values
 
 log = structlog.get_logger()
@@ -65,7 +64,7 @@ class AuthenticWebhook:
     topic: str
     headers: Headers
     raw_body: bytes
-    client: PointbookClient
+    client: ServerClient
     context: CallContext
 
 
@@ -143,7 +142,7 @@ class WebhooksEndpoint:
             return FORGED, WRONG_SIGNATURE.response()
         self._metrics.last_authentic.set_to_current_time()
         headers = request.headers if self._binding is None else self._binding.complete_headers(request.headers, topic)
-        client: PointbookClient = request.state.client
+        client: ServerClient = request.state.client
         if client.tracing is not None:
             request.state.span = client.tracing.start_call("webhook", {}, {}, started)
         context = CallContext(request.state.request_id, time.monotonic() + self._timeout_seconds, request.state.span)
@@ -160,7 +159,7 @@ class WebhooksEndpoint:
             return await self._quarantine(webhook, quarantine_cause.from_malformed(malformed))
         except _NotApplicableError as error:
             return await self._quarantine(webhook, error.cause)
-        except grpc.aio.AioRpcError as error:
+        except PointbookError as error:
             cause = quarantine_cause.from_error(error)
             if cause is None:
                 log_unavailable(_request_log(webhook.request), "webhook not applied", error)
@@ -259,10 +258,10 @@ class WebhooksEndpoint:
         )
         try:
             response = await client.call(client.webhooks.QuarantineWebhook, request, webhook.context)
-        except grpc.aio.AioRpcError as error:
-            code, (info, _) = error.code(), error_details(error)
-            hint = "check the scopes and merchants of POINTBOOK_TOKEN" if code in ACCESS_DENIED else None
-            bound_log.error("webhook not quarantined", code=code.name, cause=info.reason, hint=hint)
+        except PointbookError as error:
+            is_denied = isinstance(error, ACCESS_DENIED)
+            hint = "check the scopes and merchants of POINTBOOK_TOKEN" if is_denied else None
+            bound_log.error("webhook not quarantined", code=error.grpc_code.name, cause=error.reason, hint=hint)
             return "quarantine_failed", UNAVAILABLE.response(RETRY_AFTER)
         self._metrics.quarantined.labels(cause.name.lower()).inc()
         bound_log.warning(

@@ -14,7 +14,7 @@ from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import Scope
 from support.clients import Client
 from support.clocks import NOW_MS, at
-from support.processes import POINTBOOK, Finished, clean_environment, one_line, pointbook
+from support.processes import POINTBOOK, Finished, clean_environment, one_line, pointbook, without_request_ids
 from support.servers import Service
 from support.shims import points_body
 from support.shops import Shop
@@ -25,6 +25,10 @@ TOPIC = "app_memberSystem_points/challenged"
 TOPIC_MISSING = webhooks_pb2.QUARANTINE_REASON_TOPIC_MISSING
 STORE_UNKNOWN = webhooks_pb2.QUARANTINE_REASON_STORE_UNKNOWN
 MALFORMED = webhooks_pb2.QUARANTINE_REASON_MALFORMED
+STORE_NOT_FOUND = (
+    "refused  NOT_FOUND: STORE_NOT_FOUND: The merchant has no such store; register it with ProgramsService.PutStore. "
+    "(request …)"
+)
 
 
 def settings_of(service: Service, token: str) -> dict[str, str]:
@@ -118,8 +122,12 @@ async def test_replay_succeeds_once_the_store_is_registered(client: Client, sett
     late = await pointbook("quarantine", "replay", "--all", *merchant, **settings)
     again = await pointbook("quarantine", "replay", *ids, *merchant, **settings)
 
-    refused = "refused  STORE_NOT_FOUND: The merchant has no such store; register it with ProgramsService.PutStore."
-    assert early == Finished(1, f"{ids[0]}  {refused}\n{ids[1]}  {refused}\n0 replayed, 2 still refused.\n", "")
+    assert (early.exit_code, early.err) == (1, "")
+    assert without_request_ids(early.out).splitlines() == [
+        f"{ids[0]}  {STORE_NOT_FOUND}",
+        f"{ids[1]}  {STORE_NOT_FOUND}",
+        "0 replayed, 2 still refused.",
+    ]
     assert (late.exit_code, late.err) == (1, "")
     assert late.out.splitlines() == [
         f"{ids[0]}  APPLIED",
@@ -251,9 +259,13 @@ async def test_drop_needs_a_reason_and_the_scope_admin(
     dropped = await pointbook("quarantine", "drop", quarantine_id, *reason, *merchant, **settings)
     gone = one_line(await pointbook("quarantine", "show", quarantine_id, *merchant, **settings))
 
-    assert denied == "SCOPE_MISSING: The token lacks the scope admin."
+    assert without_request_ids(denied) == (
+        "PERMISSION_DENIED: SCOPE_MISSING: The token lacks the scope admin. (request …)"
+    )
     assert dropped == Finished(0, f"Webhook {quarantine_id} is dropped.\n", "")
-    assert gone == "WEBHOOK_NOT_FOUND: No such webhook is in the merchant's quarantine."
+    assert without_request_ids(gone) == (
+        "NOT_FOUND: WEBHOOK_NOT_FOUND: No such webhook is in the merchant's quarantine. (request …)"
+    )
 
 
 async def test_errors_of_operators_are_reported_in_one_line(settings: dict[str, str]) -> None:
@@ -269,12 +281,12 @@ async def test_errors_of_operators_are_reported_in_one_line(settings: dict[str, 
 
     assert one_line(away).startswith("UNAVAILABLE: ")
     assert one_line(replay_away).startswith("UNAVAILABLE: ")
-    assert one_line(no_token).startswith("TOKEN_MISSING: ")
+    assert one_line(no_token).startswith("UNAUTHENTICATED: TOKEN_MISSING: ")
     assert "POINTBOOK_ALLOW_PLAINTEXT" in one_line(beyond)
     assert one_line(wrong).startswith("--reason must be one of MALFORMED, ")
     assert one_line(neither) == one_line(both) == "name the webhooks to replay, or use --all"
     assert one_line(one) == "--reason requires --all"
-    assert one_line(field).startswith("INVALID_FIELDS: quarantine_id must be")
+    assert "(quarantine_id: must be " in one_line(field)
 
 
 async def test_a_terminal_sees_a_progress_bar(client: Client, shop: Shop, settings: dict[str, str]) -> None:

@@ -9,13 +9,13 @@ import grpc
 import pytest
 
 from pointbook.v1 import points_pb2
+from pointbook_client import UnavailableError
 from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.access.model import Scope
 from shopline_shim import points_batcher as batcher_module
 from shopline_shim import request_id_middleware
-from shopline_shim.grpc_client import PointbookClient
-from shopline_shim.grpc_errors import call_error
 from shopline_shim.points_batcher import CALLS_MAX, PointsBatcher
+from shopline_shim.server_client import ServerClient
 from support.clocks import NOW_MS
 from support.fake_servers import BODY, SHOP, RunningShim, assert_problem, shim_with_fakes, signed_headers
 from support.json_logs import json_logs
@@ -132,18 +132,18 @@ async def test_a_webhook_waits_for_a_call_until_its_deadline(arrivals: Arrivals)
 
 def fail_shared_calls(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Make each call with several updates fail in the shim."""
-    call = PointbookClient.call
+    call = ServerClient.call
 
-    async def failing(client: PointbookClient, method: Any, request: Any, context: Any) -> Any:
+    async def failing(client: ServerClient, method: Any, request: Any, context: Any) -> Any:
         if method is client.points.BatchApplyPointsUpdates:
             raise error
         return await call(client, method, request, context)
 
-    monkeypatch.setattr(PointbookClient, "call", failing)
+    monkeypatch.setattr(ServerClient, "call", failing)
 
 
 async def test_a_failed_call_fails_each_of_its_webhooks(arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch) -> None:
-    fail_shared_calls(monkeypatch, call_error(grpc.StatusCode.UNAVAILABLE, "The server is gone."))
+    fail_shared_calls(monkeypatch, UnavailableError(grpc.StatusCode.UNAVAILABLE, "The server is gone."))
     async with shim_with_fakes() as shim:
         held, waiting = await queue_webhooks(shim, arrivals, 3)
         shim.points.proceeds.set()

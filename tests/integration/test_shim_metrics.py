@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from pointbook_client import connect
 from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from shopline_shim import webhooks_endpoint
-from shopline_shim.grpc_client import CallContext, PointbookClient
 from shopline_shim.metrics import Metrics
 from shopline_shim.server import ShimServer
+from shopline_shim.server_client import CallContext, ServerClient
 from shopline_shim.settings import ShimSettings
 from support.certificates import Authority
 from support.http_clients import http_client
@@ -139,19 +140,19 @@ async def test_a_flood_of_forged_webhooks_is_few_lines(service: Service, admin_t
     assert len(lines("webhook")) <= webhooks_endpoint.FLOOD_LINES_MAX * (len(lines("more webhooks")) + 1)
 
 
-async def test_a_call_that_is_cancelled_was_not_ok(service: Service, admin_token: str) -> None:
+async def test_a_call_that_is_cancelled_was_not_ok(service: Service) -> None:
     metrics, has_begun = Metrics(), asyncio.Event()
 
     async def hang(*_: object, **__: object) -> None:
         has_begun.set()
         await asyncio.Event().wait()
 
-    client = PointbookClient(settings(service, admin_token), service.client.channel, metrics)
-    method: Any = hang
-    call = asyncio.create_task(client.call(method, None, CallContext("id", time.monotonic() + 5)))
-    await has_begun.wait()
-    call.cancel()
-    await asyncio.wait([call])
+    async with connect(f"127.0.0.1:{service.server.port}") as connected:
+        client = ServerClient(connected, metrics)
+        call = asyncio.create_task(client.call(hang, None, CallContext("id", time.monotonic() + 5)))
+        await has_begun.wait()
+        call.cancel()
+        await asyncio.wait([call])
 
     calls = "pointbook_shim_call_duration_seconds_count"
     assert metrics.registry.get_sample_value(calls, {"code": "CANCELLED"}) == 1

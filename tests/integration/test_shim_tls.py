@@ -10,20 +10,20 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import SecretStr
 
-from pointbook.v1 import access_pb2, access_pb2_grpc
+from pointbook.v1 import access_pb2
+from pointbook_client import PointbookError, connect, connections
 from pointbook_common import certificates
 from pointbook_common.errors import SettingError
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.server import Server
-from shopline_shim import grpc_channel, tls_context
-from shopline_shim.grpc_channel import RenewingChannel, client_tls_source, open_aio_channel
+from shopline_shim import tls_context
 from shopline_shim.server import ShimServer
+from shopline_shim.server_connection import server_tls
 from shopline_shim.settings import ShimSettings
 from shopline_shim.signature import sign
 from support.certificates import Authority, Issued, handshake, replace, serial_of, served_serial
@@ -183,38 +183,37 @@ async def test_tls_1_1_is_refused(tmp_path: Path) -> None:
 
 
 async def test_renewed_client_certificate_is_used_without_a_failed_call(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: StringIO
 ) -> None:
-    monkeypatch.setattr(grpc_channel, "TLS_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(connections, "CREDENTIALS_CHECK_SECONDS", 0.0)
     tokens = [
         await make_token(service.database_url, [ALL_MERCHANTS], [Scope.REDEEM], client_names=[name])
         for name in ("first.internal", "second.internal")
     ]
     async with server_with_mtls(service, tmp_path) as server:
-        AUTHORITY.issue("shim").write(tmp_path, "http")
         settings = shim_settings(tmp_path)
         AUTHORITY.issue("first.internal").write(tmp_path, "client")
-        tls = client_tls_source(settings)
-        async with open_aio_channel(settings, f"127.0.0.1:{server.port}", (), tls) as channel:
-            assert isinstance(channel, RenewingChannel)
-            access = access_pb2_grpc.AccessServiceStub(channel)
+        async with connect(f"127.0.0.1:{server.port}", **server_tls(settings)) as client:
 
             async def access_code(token: str) -> str:
                 metadata = (("authorization", f"Bearer {token}"),)
                 try:
-                    await access.GetCallerAccess(access_pb2.GetCallerAccessRequest(), timeout=10, metadata=metadata)
-                except grpc.aio.AioRpcError as error:
-                    return error.code().name
+                    await client.access.GetCallerAccess(access_pb2.GetCallerAccessRequest(), metadata=metadata)
+                except PointbookError as error:
+                    return error.grpc_code.name
                 return "OK"
 
             assert [await access_code(token) for token in tokens] == ["OK", "UNAUTHENTICATED"]
             running = [asyncio.create_task(access_code(tokens[0])) for _ in range(20)]
             await asyncio.sleep(0)
-            before = channel.current()
-            AUTHORITY.issue("second.internal").write(tmp_path, "client")
-            assert channel.current() is not before
+            second = AUTHORITY.issue("second.internal")
+            replace(tmp_path / "client.crt", second.chain)
+            assert [await access_code(token) for token in tokens] == ["OK", "UNAUTHENTICATED"]
+            replace(tmp_path / "client.key", second.key)
             assert [await access_code(token) for token in tokens] == ["UNAUTHENTICATED", "OK"]
             assert set(await asyncio.gather(*running)) == {"OK"}
+
+    assert logs.getvalue().count("changed TLS files are invalid, still using the previous ones") == 1
 
 
 async def test_files_that_openssl_rejects_are_logged_once_per_renewal(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import httpx
 import pytest
 import structlog
 from grpc_health.v1 import health_pb2
-from grpc_status import rpc_status
 from pydantic import SecretStr
 
 from pointbook.v1 import points_pb2, webhooks_pb2
@@ -285,18 +284,6 @@ async def test_apply_and_quarantine_share_one_deadline() -> None:
 
         assert_problem(await shim.post(), 503)
         assert time.monotonic() - started < 1
-
-
-async def test_error_with_unreadable_details_is_quarantined(shim: RunningShim, monkeypatch: pytest.MonkeyPatch) -> None:
-    shim.points.error = grpc.StatusCode.NOT_FOUND
-
-    def raise_error(_: object) -> None:
-        raise ValueError("inconsistent details")
-
-    monkeypatch.setattr(rpc_status, "from_call", raise_error)
-
-    assert_quarantined(await shim.post())
-    assert shim.webhooks.quarantined[0].detail == "the server returned NOT_FOUND"
 
 
 async def test_quarantined_webhooks_are_counted_by_reason(shim: RunningShim) -> None:

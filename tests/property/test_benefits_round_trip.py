@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import grpc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pointbook.v1 import benefits_pb2
 from pointbook_cli.benefits_file import read_level
 from pointbook_cli.benefits_import import BenefitsImportOptions, ItemResult, LevelBenefits, import_item
+from pointbook_client.sync import connect
 from pointbook_server.benefits.messages import ENUM_NAMES
 from pointbook_server.benefits.model import MembershipType
 from support.benefits import FIELDS, export_benefits, level_response
@@ -49,8 +49,8 @@ memberships = st.sampled_from(["", *MembershipType])
 
 def import_all(address: str, token: str, plan: BenefitsImportOptions, text: str) -> list[ItemResult]:
     """Import the benefits of a file."""
-    with grpc.insecure_channel(address) as channel:
-        benefits = LevelBenefits(channel, token, plan)
+    with connect(address, token=token) as client:
+        benefits = LevelBenefits(client, plan)
         items = read_level(text.encode()).benefits
         return [import_item(benefits, index, item) for index, item in enumerate(items)]
 

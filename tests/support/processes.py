@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import os
+import re
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
@@ -80,6 +81,11 @@ async def finish_fork(program: Path, *arguments: str | Path, settings: Mapping[s
         out.seek(0)
         err.seek(0)
         return Finished(exit_code, out.read().decode(), err.read().decode())
+
+
+def without_request_ids(text: str) -> str:
+    """Return what a command printed, with … for the ids of its calls."""
+    return re.sub(r"\(request [0-9a-f]{32}\)", "(request …)", text)
 
 
 def one_line(finished: Finished) -> str:

@@ -4,6 +4,7 @@ import grpc
 import pytest
 from grpc.aio import AioRpcError, Metadata
 
+from pointbook_client.calls import to_error
 from shopline_shim import quarantine_cause, translate
 
 
@@ -18,7 +19,7 @@ def test_error_with_unreadable_details_is_refused_with_its_code(details: bytes) 
     error = AioRpcError(
         grpc.StatusCode.NOT_FOUND, Metadata(), Metadata(("grpc-status-details-bin", details)), details="text"
     )
-    cause = quarantine_cause.from_error(error)
+    cause = quarantine_cause.from_error(to_error(error, "request-1"))
 
     assert cause is not None
     assert (cause.name, cause.detail) == ("REFUSED", "the server returned NOT_FOUND")

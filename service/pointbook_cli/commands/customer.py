@@ -57,9 +57,8 @@ def show_customer(
     settings = load_client_settings(server)
     if not kind:
         typer.echo(f"Assuming --kind {effective_kind}.", err=True)
-    try:
-        view = customer_view.read_view(settings, query)
-    except customer_view.CustomerNotFoundError:
+    view = customer_view.read_view(settings, query)
+    if view is None:
         typer.echo(f"pointbook: merchant {merchant} has no customer with this {effective_kind}", err=True)
         sys.exit(EXIT_PROBLEMS)
     if as_json:

@@ -5,7 +5,7 @@ import socket
 from pointbook_cli.doctor.findings import Finding, Page, ok, problem, unchecked, warning
 from pointbook_cli.doctor.settings import load_valid
 from pointbook_cli.health_probe import ProbeSettings, probe_server, probe_shim
-from pointbook_cli.server_channel import local_address
+from pointbook_cli.server_access import local_address
 from pointbook_common.errors import SettingError
 from shopline_shim.settings import split_address
 

@@ -1,39 +1,18 @@
-"""Batches of lines: in which order they are sent, and the retries of each."""
+"""Batches of lines: in which order they are sent, and their results."""
 
 import asyncio
-import random
-import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-import grpc
-
-from pointbook.v1 import points_pb2, points_pb2_grpc
 from pointbook_cli.points_import.line_counts import LineCounts
-from pointbook_cli.points_import.sorted_lines import LineBatch, SortedLine
+from pointbook_cli.points_import.sorted_lines import LineBatch
 from pointbook_cli.progress import Meter
-from pointbook_cli.server_channel import authorization
+from pointbook_cli.server_access import describe_error
+from pointbook_client import PointbookClient, PointbookError
+from pointbook_client.retrying import RETRY_SECONDS, may_succeed_later
 
-CALL_TIMEOUT_SECONDS = 30.0
-RETRY_SECONDS_MAX = 120.0
-"""The maximum time for retries of a batch before the import fails."""
-PAUSE_SECONDS_MIN = 0.1
-PAUSE_SECONDS_MAX = 4.0
-"""The pause before a retry doubles from the minimum to the maximum."""
 STOP_SECONDS = 5.0
 """The maximum time for calls to finish once the import is stopped."""
-RETRIABLE_CODES = {
-    code.value[0]: code.name
-    for code in (
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        # gRPC refuses calls with it while too many wait for the server.
-        grpc.StatusCode.CANCELLED,
-    )
-}
-"""The errors that a retry may resolve, by number."""
 
 
 class BatchScheduler:
@@ -85,11 +64,10 @@ class BatchScheduler:
 
 
 class BatchSender:
-    """A sender of batches, with retries until each line has a result."""
+    """A sender of batches, which counts each line by its result."""
 
-    def __init__(self, channel: grpc.aio.Channel, token: str, counts: LineCounts, meter: Meter) -> None:
-        self._points = points_pb2_grpc.PointsServiceStub(channel)
-        self._metadata = authorization(token)
+    def __init__(self, client: PointbookClient, counts: LineCounts, meter: Meter) -> None:
+        self._client = client
         self._counts = counts
         self._meter = meter
         self._is_retrying = False
@@ -99,40 +77,23 @@ class BatchSender:
 
         Raises OSError if the server refuses the call, or is unavailable for too long.
         """
-        deadline = time.monotonic() + RETRY_SECONDS_MAX
-        pause = PAUSE_SECONDS_MIN
-        lines: Sequence[SortedLine] = batch.lines
-        while lines:
-            lines, cause = await self._send_once(lines)
-            if not lines:
-                break
-            if time.monotonic() > deadline:
-                raise OSError(f"the server has returned {cause} for {RETRY_SECONDS_MAX:.0f} seconds")
-            if not self._is_retrying:
-                self._is_retrying = True
-                self._meter.print(f"{cause}: retrying for up to {RETRY_SECONDS_MAX:.0f} seconds")
-            await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - only jitter
-            pause = min(pause * 2, PAUSE_SECONDS_MAX)
+        updates = [line.update for line in batch.lines]
+        try:
+            results = await self._client.apply_updates(
+                updates, retry_seconds=RETRY_SECONDS, on_retry=self._print_first_retry
+            )
+        except PointbookError as error:
+            text = describe_error(error)
+            if may_succeed_later(error):
+                raise OSError(f"the server has returned errors for {RETRY_SECONDS:.0f} seconds: {text}") from error
+            raise OSError(f"the server refused the call: {text}") from error
+        for line, result in zip(batch.lines, results, strict=True):
+            self._counts.add_result(line, result)
         self._is_retrying = False
         self._meter.advance(len(batch.lines))
 
-    async def _send_once(self, lines: Sequence[SortedLine]) -> tuple[Sequence[SortedLine], str]:
-        """Send lines once; return those to send again, and the name of their error."""
-        updates = [line.update for line in lines]
-        request = points_pb2.BatchApplyPointsUpdatesRequest(updates=updates, outcomes_only=True)
-        try:
-            response = await self._points.BatchApplyPointsUpdates(
-                request, metadata=self._metadata, timeout=CALL_TIMEOUT_SECONDS
-            )
-        except grpc.aio.AioRpcError as error:
-            if error.code().value[0] not in RETRIABLE_CODES:
-                raise OSError(f"the server refused the call: {error.code().name}: {error.details()}") from error
-            return lines, error.code().name
-        remaining, cause = [], ""
-        for line, result in zip(lines, response.results, strict=True):
-            if result.error.code in RETRIABLE_CODES:
-                remaining.append(line)
-                cause = RETRIABLE_CODES[result.error.code]
-            else:
-                self._counts.add_result(line, result)
-        return remaining, cause
+    def _print_first_retry(self, error: PointbookError) -> None:
+        """Print the first of several retries."""
+        if not self._is_retrying:
+            self._is_retrying = True
+            self._meter.print(f"{error.grpc_code.name}: retrying for up to {RETRY_SECONDS:.0f} seconds")

@@ -20,10 +20,11 @@ from pointbook_cli.points_import.points_file import PointsFile, PointsFileError,
 from pointbook_cli.points_import.sorted_lines import LineBatch, RefusedLines, SortedLines
 from pointbook_cli.points_import.stoppable_input import StoppableInput, open_input
 from pointbook_cli.progress import Meter
-from pointbook_cli.server_channel import local_address
+from pointbook_cli.server_access import local_address
 from pointbook_cli.terminal import count_of
+from pointbook_client import PointbookClient, connect
 from pointbook_server.clock import system_clock
-from shopline_shim.grpc_channel import client_tls_source, open_aio_channel
+from shopline_shim.server_connection import server_tls
 from shopline_shim.settings import ShimSettings
 
 REFUSED_SHOWN = 20
@@ -34,12 +35,7 @@ STOPPED_BEFORE_SENDING = "Stopped. Nothing was sent."
 DRY_RUN_LIMITS = (
     "Only the server can check: unknown stores, balances of existing accounts, event ids of earlier imports, tokens."
 )
-CHANNEL_OPTIONS = (
-    ("grpc.enable_http_proxy", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
+CALL_TIMEOUT_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +150,25 @@ class PointsImport:
                 await self._check(read, meter)
                 return
             self._has_begun_sending = True
-            address, tls = local_address(server.grpc_address), client_tls_source(server)
-            async with open_aio_channel(server, address, CHANNEL_OPTIONS, tls) as channel:
-                sender = BatchSender(channel, server.token.get_secret_value(), self._counts, meter)
+            async with self._connect(server) as client:
+                sender = BatchSender(client, self._counts, meter)
                 scheduler = BatchScheduler(sender.send, in_flight=self._options.in_flight, stop=self._stop)
                 try:
                     await scheduler.run(read)
                 except OSError as error:
                     raise OSError(f"{error}; until then {self._counts.summary()}") from error
+
+    def _connect(self, server: ShimSettings) -> PointbookClient:
+        """Connect to the server. Raises SettingError if TLS files are wrong."""
+        return connect(
+            local_address(server.grpc_address),
+            token=server.token.get_secret_value(),
+            timeout=CALL_TIMEOUT_SECONDS,
+            # The batch sender repeats calls, and prints that it does.
+            retries=False,
+            wait_for_ready=False,
+            **server_tls(server),
+        )
 
     async def _check(self, read: Callable[[], LineBatch | None], meter: Meter) -> None:
         """Check the lines without a server."""

@@ -8,6 +8,8 @@ from pointbook.v1 import points_pb2
 from pointbook_cli.points_import.points_file import RefusedLine, refused_line
 from pointbook_cli.points_import.sorted_lines import RefusedLines, SortedLine
 from pointbook_cli.terminal import count_of
+from pointbook_client import PointbookError
+from pointbook_client.retrying import UpdateResult
 
 OUTCOMES = {
     points_pb2.APPLY_OUTCOME_APPLIED: "applied",
@@ -36,14 +38,13 @@ class LineCounts:
         self._counts[REFUSED] += 1
         self._refused_lines.add(line)
 
-    def add_result(self, line: SortedLine, result: points_pb2.PointsUpdateResult) -> None:
+    def add_result(self, line: SortedLine, result: UpdateResult) -> None:
         """Count a line by the server's result."""
-        if result.HasField("error"):
-            error = result.error
-            pairs = ((violation.field, violation.description) for violation in error.violations)
-            self.add_refused(refused_line(line.number, line.update.event_id, error.reason, error.message, pairs))
+        if isinstance(result, PointbookError):
+            pairs = ((violation.field, violation.description) for violation in result.violations)
+            self.add_refused(refused_line(line.number, line.update.event_id, result.reason, result.message, pairs))
         else:
-            self._counts[OUTCOMES[result.response.outcome]] += 1
+            self._counts[OUTCOMES[result.outcome]] += 1
 
     def add_accepted(self) -> None:
         """Count a line that a dry run accepts."""

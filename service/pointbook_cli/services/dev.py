@@ -10,16 +10,16 @@ from base64 import b64encode
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc
 import structlog
 import typer
 from google.protobuf.json_format import ParseDict
 from pydantic import SecretStr
 
-from pointbook.v1 import programs_pb2, programs_pb2_grpc
+from pointbook.v1 import programs_pb2
 from pointbook_cli.embedded_postgres import EmbeddedPostgres, EmbeddedPostgresError
 from pointbook_cli.sample_webhook import DEV_SECRET
 from pointbook_cli.services.listen_addresses import check_unused
+from pointbook_client import connect
 from pointbook_common.addresses import is_loopback
 from pointbook_common.tracing import build_tracing
 from pointbook_server.db.migrations import migrate
@@ -224,8 +224,8 @@ async def _create_sample(grpc_address: str) -> None:
 
     A developer's changes stay.
     """
-    async with grpc.aio.insecure_channel(grpc_address) as channel:
-        programs = programs_pb2_grpc.ProgramsServiceStub(channel)
+    async with connect(grpc_address, tls=False) as client:
+        programs = client.programs
         listed = await programs.ListPrograms(programs_pb2.ListProgramsRequest(merchant_id=MERCHANT_ID))
         if any(program.program_id == PROGRAM["program_id"] for program in listed.programs):
             return

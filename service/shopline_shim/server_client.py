@@ -1,41 +1,25 @@
-"""The client of the Pointbook server."""
+"""The shim's calls to the server, with a deadline, a metric and a span."""
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from pointbook.v1 import (
-    access_pb2,
-    access_pb2_grpc,
-    customers_pb2_grpc,
-    points_pb2_grpc,
-    programs_pb2_grpc,
-    redemption_pb2_grpc,
-    webhooks_pb2_grpc,
-)
+from pointbook.v1 import access_pb2
+from pointbook_client import PermissionDeniedError, PointbookClient, PointbookError, UnauthenticatedError, connect
 from pointbook_common.tracing import Span, Tracing
 from shopline_shim.metrics import Metrics
+from shopline_shim.server_connection import ServerTls
 from shopline_shim.settings import ShimSettings
 
 log = structlog.get_logger()
 
+ACCESS_DENIED = (UnauthenticatedError, PermissionDeniedError)
 _PROBE_TIMEOUT_SECONDS = 1.0
-CHANNEL_OPTIONS = (
-    # Reconnect within a second after a server is back; gRPC's default backoff grows to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Detect a server that vanished while calls are running. Do not ping an idle connection.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    # The server is on the internal network, so ignore HTTP_PROXY and its like.
-    ("grpc.enable_http_proxy", 0),
-)
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -57,45 +41,47 @@ class CallContext:
         return max(self.deadline - time.monotonic(), 0)
 
 
-class PointbookClient:
-    """The stubs of the Pointbook server over one channel.
+def connect_shim(settings: ShimSettings, tls: ServerTls) -> PointbookClient:
+    """Return a client of the server in the settings, for the running event loop.
 
-    It must be created in the running event loop.
+    It neither waits for a server that cannot be reached nor repeats calls: the sender gets a 503, and sends again.
     """
+    token = settings.token.get_secret_value()
+    return connect(settings.grpc_address, token=token, retries=False, wait_for_ready=False, **tls)
 
-    def __init__(
-        self, settings: ShimSettings, channel: grpc.aio.Channel, metrics: Metrics, tracing: Tracing | None = None
-    ) -> None:
+
+class ServerClient:
+    """A client whose calls have the deadline of an HTTP request, a metric and a span."""
+
+    def __init__(self, client: PointbookClient, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._metrics = metrics
         self.tracing = tracing
-        self.points = points_pb2_grpc.PointsServiceStub(channel)
-        self.customers = customers_pb2_grpc.CustomersServiceStub(channel)
-        self.programs = programs_pb2_grpc.ProgramsServiceStub(channel)
-        self.redemption = redemption_pb2_grpc.RedemptionServiceStub(channel)
-        self.webhooks = webhooks_pb2_grpc.WebhooksServiceStub(channel)
-        self._health = health_pb2_grpc.HealthStub(channel)
-        self._access = access_pb2_grpc.AccessServiceStub(channel)
-        token = settings.token.get_secret_value()
-        self._credentials = (("authorization", f"Bearer {token}"),) if token else ()
+        self.points = client.points
+        self.customers = client.customers
+        self.programs = client.programs
+        self.redemptions = client.redemptions
+        self.webhooks = client.webhooks
+        self._access = client.access
+        self._health = health_pb2_grpc.HealthStub(client.channel)
         self._logged_error = ""
 
-    async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Q, R], request: Q, context: CallContext) -> R:
+    async def call(self, method: Callable[..., Awaitable[R]], request: Q, context: CallContext) -> R:
         """Call a method; its response means that the change is committed.
 
-        Raises grpc.aio.AioRpcError, with DEADLINE_EXCEEDED at the context's deadline.
+        Raises PointbookError, a DeadlineExceededError at the context's deadline.
         """
-        metadata = (("x-request-id", context.request_id), *self._credentials)
+        metadata: dict[str, str] = {"x-request-id": context.request_id}
         span = self._start_span(request, context)
         if span is not None:
-            metadata += tuple(span.headers().items())
+            metadata.update(span.headers())
         # Until it ends: only a call whose caller is cancelled, at the end of the drain, keeps this code.
         started, code = time.monotonic(), grpc.StatusCode.CANCELLED
         try:
-            response = await method(request, timeout=context.seconds_left(), metadata=metadata)
+            response = await method(request, timeout=context.seconds_left(), metadata=metadata.items())
             code = grpc.StatusCode.OK
             return response  # noqa: TRY300 - the finally clause needs the code
-        except grpc.aio.AioRpcError as error:
-            code = error.code()
+        except PointbookError as error:
+            code = error.grpc_code
             raise
         finally:
             self._metrics.call_seconds.labels(code.name).observe(time.monotonic() - started)
@@ -115,11 +101,9 @@ class PointbookClient:
         A changed connection error is logged, because TLS can fail in many ways.
         """
         try:
-            health = await self._health.Check(
-                health_pb2.HealthCheckRequest(), timeout=_PROBE_TIMEOUT_SECONDS, metadata=self._credentials
-            )
-        except grpc.aio.AioRpcError as error:
-            self._log_error(f"{error.code().name}: {error.details()}")
+            health = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=_PROBE_TIMEOUT_SECONDS)
+        except PointbookError as error:
+            self._log_error(f"{error.grpc_code.name}: {error.message}")
             return False
         self._log_error("")
         return bool(health.status == health_pb2.HealthCheckResponse.SERVING)
@@ -127,14 +111,25 @@ class PointbookClient:
     async def caller_access(self) -> access_pb2.GetCallerAccessResponse:
         """Return the scopes and merchants of the token, within a second.
 
-        Raises grpc.aio.AioRpcError.
+        Raises PointbookError.
         """
-        return await self._access.GetCallerAccess(
-            access_pb2.GetCallerAccessRequest(), timeout=_PROBE_TIMEOUT_SECONDS, metadata=self._credentials
-        )
+        request = access_pb2.GetCallerAccessRequest()
+        return await self._access.GetCallerAccess(request, timeout=_PROBE_TIMEOUT_SECONDS)
 
     def _log_error(self, cause: str) -> None:
         """Log why the server is unreachable, if the cause is a new one."""
         if cause and cause != self._logged_error:
             log.warning("the gRPC server is unreachable", cause=cause)
         self._logged_error = cause
+
+
+def log_unavailable(logger: Any, event: str, error: PointbookError) -> None:
+    """Log a call that the sender should retry.
+
+    The level is ERROR if an operator has to change the token, else WARNING.
+    """
+    code = error.grpc_code.name
+    if isinstance(error, ACCESS_DENIED):
+        logger.error("the gRPC server denied access: check POINTBOOK_TOKEN", code=code)
+    else:
+        logger.warning(event, code=code, cause=error.reason, server_request_id=error.request_id)
