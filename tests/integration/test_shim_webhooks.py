@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2
 from pydantic import SecretStr
 
 from pointbook.v1 import points_pb2, webhooks_pb2
+from pointbook_client.testing.ports import free_port
 from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.errors import FieldViolation, PointbookError, store_not_found
 from pointbook_server.reasons import Reason
@@ -312,6 +313,15 @@ async def test_slow_server_is_503_in_time() -> None:
 
         assert_problem(await shim.post(), 503)
         assert time.monotonic() - started < 2
+
+
+async def test_unreachable_server_is_503_at_once() -> None:
+    """The standard retries would take 1.2 seconds at least."""
+    async with shim_with_fakes(grpc_address=f"127.0.0.1:{free_port()}") as shim:
+        started = time.monotonic()
+        assert_problem(await shim.post(), 503)
+        assert_problem(await shim.post(), 503)
+        assert time.monotonic() - started < 1.2
 
 
 async def test_webhooks_are_applied_within_two_seconds_after_the_server_is_back() -> None:
