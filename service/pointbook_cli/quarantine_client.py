@@ -12,7 +12,7 @@ from pointbook.v1 import customers_pb2, points_pb2, programs_pb2, webhooks_pb2
 from pointbook_cli.server_access import describe_error, open_client
 from pointbook_cli.terminal import escape_unprintable, plain_console
 from pointbook_client import (
-    CancelledError,
+    CallCancelledError,
     DeadlineExceededError,
     PointbookError,
     UnauthenticatedError,
@@ -28,7 +28,7 @@ REASON_PREFIX = "QUARANTINE_REASON_"
 STATE_PREFIX = "QUARANTINE_STATE_"
 SUSPICIOUS = frozenset({webhooks_pb2.QUARANTINE_REASON_ENDPOINT_MISMATCH, webhooks_pb2.QUARANTINE_REASON_TOO_OLD})
 """Reasons that a captured webhook can have too: applying such webhooks needs a decision for each reason."""
-CALL_FAILURES = (UnavailableError, UnauthenticatedError, DeadlineExceededError, CancelledError)
+CALL_FAILURES = (UnavailableError, UnauthenticatedError, DeadlineExceededError, CallCancelledError)
 """Errors that the next webhook would get too."""
 
 

@@ -7,7 +7,7 @@ from pointbook_client.client import PendingCall, PointbookClient, connect
 from pointbook_client.errors import (
     AbortedError,
     AlreadyExistsError,
-    CancelledError,
+    CallCancelledError,
     DeadlineExceededError,
     FailedPreconditionError,
     FieldViolation,
@@ -45,7 +45,7 @@ __all__ = [
     "AbortedError",
     "AlreadyExistsError",
     "Buyer",
-    "CancelledError",
+    "CallCancelledError",
     "CredentialsSource",
     "CustomerPoints",
     "CustomerRef",

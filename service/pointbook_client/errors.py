@@ -75,7 +75,7 @@ class PointbookError(grpc.RpcError):
         self.violations = tuple(violations)
         """The wrong fields of an INVALID_FIELDS error."""
         self.request_id = request_id
-        """The id of the call in the server's log; empty if the server was not reached."""
+        """The id of the call in the log of a server that it has reached."""
         self.retry_delay = retry_delay
         """The time to wait before the same call can succeed, if the server knows one."""
         self._trailing_metadata = tuple(trailing_metadata)
@@ -156,7 +156,7 @@ class InternalError(PointbookError):
     """The server failed; its log has the cause under the request id."""
 
 
-class CancelledError(PointbookError):
+class CallCancelledError(PointbookError):
     """The call was cancelled, by the caller or by an overloaded server."""
 
 
@@ -173,7 +173,7 @@ BY_CODE: Mapping[grpc.StatusCode, type[PointbookError]] = MappingProxyType(
         grpc.StatusCode.UNAVAILABLE: UnavailableError,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
         grpc.StatusCode.INTERNAL: InternalError,
-        grpc.StatusCode.CANCELLED: CancelledError,
+        grpc.StatusCode.CANCELLED: CallCancelledError,
     }
 )
 """The exception of each gRPC code; PointbookError for the others."""

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pointbook.v1 import access_pb2, programs_pb2
 from pointbook_client import (
     Buyer,
-    CancelledError,
+    CallCancelledError,
     CustomerRef,
     DeadlineExceededError,
     PointbookClient,
@@ -293,7 +293,7 @@ async def test_close_ends_running_calls_and_refuses_new_ones(service: Service, a
         call = asyncio.create_task(client.redeem(buyer_of(shop), 1, 10).send())
         await until_locks_are_awaited(service.database_url)
         await client.close()
-        with pytest.raises((CancelledError, asyncio.CancelledError)):
+        with pytest.raises((CallCancelledError, asyncio.CancelledError)):
             await call
 
     with pytest.raises(RuntimeError, match="closed"):

@@ -162,7 +162,6 @@ def test_retries_and_waiting_can_be_turned_off() -> None:
 
     assert "retryPolicy" not in method
     assert method["waitForReady"] is False
-    assert ("grpc.enable_retries", 0) in settings_of("localhost:1", retries=False).channel_options
 
 
 def test_misspelled_option_is_refused() -> None:
