@@ -20,9 +20,10 @@ DIALOGUE_SECONDS_MAX = 60.0
 OUT = ROOT / "build" / "examples"
 _UNREACHABLE = re.compile(
     r"dial tcp|no such host|connection refused|i/o timeout|TLS handshake timeout|network is unreachable|"
-    r"ENOTFOUND|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EAI_AGAIN|ENETUNREACH|ERR_SOCKET_TIMEOUT|network timeout"
+    r"ENOTFOUND|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EAI_AGAIN|ENETUNREACH|ERR_SOCKET_TIMEOUT|network timeout|"
+    r"Could not transfer|failed to transfer|Unknown host"
 )
-"""What `go` and `npm` print if they cannot reach a registry."""
+"""What `go`, `npm` and `mvn` print if they cannot reach a registry."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Example:
     tools: tuple[str, ...]
     steps: tuple[BuildStep, ...]
     checkout: tuple[str, ...]
-    timeout: str
+    timeout: tuple[str, ...]
     """The option for the deadline of each call, with its seconds as {}."""
 
     @property
@@ -60,7 +61,7 @@ GO = Example(
         BuildStep(("go", "vet", "./...")),
     ),
     checkout=(f"{OUT}/go/checkout",),
-    timeout="--timeout={}s",
+    timeout=("--timeout={}s",),
 )
 TYPESCRIPT = Example(
     name="typescript",
@@ -70,7 +71,15 @@ TYPESCRIPT = Example(
         BuildStep(("npm", "run", "build")),
     ),
     checkout=("node", f"{ROOT}/examples/typescript/dist/src/checkout.js"),
-    timeout="--timeout-ms={}000",
+    timeout=("--timeout-ms={}000",),
+)
+JAVA = Example(
+    name="java",
+    tools=("mvn", "java"),
+    # Maven fetches what each of its steps needs.
+    steps=(BuildStep(("mvn", "--quiet", "--batch-mode", "package"), downloads=True),),
+    checkout=("java", "-jar", f"{ROOT}/examples/java/target/checkout.jar"),
+    timeout=("--timeout", "{}"),
 )
 
 
@@ -100,7 +109,7 @@ async def _run(example: Example, step: BuildStep) -> None:
         if step.downloads:
             pytest.skip(f"{' '.join(step.command)} did not finish within {BUILD_SECONDS_MAX} s")
         raise
-    if finished.exit_code != 0 and step.downloads and (cause := _UNREACHABLE.search(finished.err)):
+    if finished.exit_code != 0 and step.downloads and (cause := _UNREACHABLE.search(finished.out + finished.err)):
         pytest.skip(f"{' '.join(step.command)} needs the network: {cause.group()}")
     assert finished.exit_code == 0, finished
 

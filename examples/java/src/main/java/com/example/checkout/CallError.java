@@ -11,6 +11,7 @@ import io.grpc.Status.Code;
 import io.grpc.StatusRuntimeException;
 import io.grpc.protobuf.StatusProto;
 import java.io.UncheckedIOException;
+import java.math.BigDecimal;
 import java.time.Duration;
 import java.util.List;
 import java.util.Map;
@@ -88,7 +89,7 @@ public record CallError(
         StringBuilder text = new StringBuilder(reason.isEmpty() ? code.name() : reason).append(": ").append(message);
         new TreeMap<>(metadata).forEach((name, value) -> text.append(' ').append(name).append('=').append(value));
         if (!retryDelay.isZero()) {
-            text.append(" (retry after ").append(retryDelay.toMillis()).append(" ms)");
+            text.append(" (retry after ").append(seconds(retryDelay)).append(')');
         }
         if (!requestId.isEmpty()) {
             text.append(" (request ").append(requestId).append(')');
@@ -97,5 +98,9 @@ public record CallError(
             text.append(System.lineSeparator()).append("  ").append(each.field).append(": ").append(each.description);
         }
         return text.toString();
+    }
+
+    private static String seconds(Duration delay) {
+        return BigDecimal.valueOf(delay.toMillis(), 3).stripTrailingZeros().toPlainString() + "s";
     }
 }

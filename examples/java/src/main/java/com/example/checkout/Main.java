@@ -36,7 +36,11 @@ public final class Main {
         }
         BufferedReader in = new BufferedReader(new InputStreamReader(System.in, Charset.defaultCharset()));
         try (PointbookClient client = new PointbookClient(options.connection(), options.timeout())) {
-            return new Till(client, options, in, System.out).checkOut() ? 0 : FAILED;
+            if (new Till(client, options, in, System.out).checkOut()) {
+                return 0;
+            }
+            System.err.println("the points cannot be redeemed");
+            return FAILED;
         } catch (PointbookException | IOException | ProviderNotFoundException exception) {
             System.err.println(exception.getMessage());
             return FAILED;

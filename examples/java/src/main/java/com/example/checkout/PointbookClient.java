@@ -81,8 +81,10 @@ public final class PointbookClient implements AutoCloseable {
      * Redeems points once, however often the request is sent, because its reference stays the same.
      *
      * <p>Repeats the call while its outcome is unknown: its answer was lost, or the server is away.
+     *
+     * @param onRepeat gets the error of each call that is repeated
      */
-    public Redemption redeem(RedeemPointsRequest request) {
+    public Redemption redeem(RedeemPointsRequest request, Consumer<PointbookException> onRepeat) {
         for (int attempt = 1; ; attempt++) {
             try {
                 return call(each -> each.redeemPoints(request)).getRedemption();
@@ -90,6 +92,7 @@ public final class PointbookClient implements AutoCloseable {
                 if (!exception.error().isOutcomeUnknown() || attempt == REDEEM_ATTEMPTS) {
                     throw exception;
                 }
+                onRepeat.accept(exception);
                 pauseAfter(exception);
             }
         }

@@ -19,8 +19,6 @@ import java.util.UUID;
 
 /** A till that redeems points for an order and gives them back. */
 final class Till {
-    private static final int CODE_ATTEMPTS = 3;
-
     private final PointbookClient client;
     private final Options options;
     private final CustomerRef customer;
@@ -47,8 +45,11 @@ final class Till {
             }
             redemption = Optional.of(redeemWithCode());
         }
-        print("redeemed", redemption.get());
-        print("reversed", reverse(redemption.get().getExternalReferenceNumber()));
+        Redemption redeemed = redemption.get();
+        out.printf("redeemed %d points as %s: %s%n",
+                redeemed.getPoints(), redeemed.getRedemptionId(), stateName(redeemed));
+        Redemption reversed = reverse(redeemed.getExternalReferenceNumber());
+        out.printf("reversed %d points: %s%n", reversed.getReversedPoints(), stateName(reversed));
         list();
         return true;
     }
@@ -67,9 +68,8 @@ final class Till {
                 .setPoints(options.points())
                 .build());
         if (!response.getRedeemable()) {
-            out.printf("%d points may not be redeemed:%n", options.points());
             response.getViolationsList()
-                    .forEach(each -> out.printf("  %d %s: %s%n", each.getCode(), each.getReason(), each.getMessage()));
+                    .forEach(each -> out.printf("%d %s: %s%n", each.getCode(), each.getReason(), each.getMessage()));
             return false;
         }
         out.printf("%d of %d points may be redeemed, worth %s%n",
@@ -85,25 +85,19 @@ final class Till {
                 .build());
         out.printf("code %s, challenge %s%n",
                 issued.getSent() ? "sent" : "was sent before", issued.getChallengeId());
+        String code = readCode();
         // A till stores the order before it sends it, so that it can repeat the call even after a crash of its own.
         String order = options.order().isEmpty() ? "order-" + UUID.randomUUID() : options.order();
         out.printf("redeeming as %s; after a crash, go on with --order %s%n", order, order);
-        RedeemPointsRequest.Builder request = RedeemPointsRequest.newBuilder()
+        RedeemPointsRequest request = RedeemPointsRequest.newBuilder()
                 .setCustomer(customer)
                 .setProgramId(options.programId())
                 .setPoints(options.points())
                 .setChallengeId(issued.getChallengeId())
-                .setExternalReferenceNumber(order);
-        for (int attempt = 1; ; attempt++) {
-            try {
-                return client.redeem(request.setValidationCode(readCode()).build());
-            } catch (PointbookException exception) {
-                if (!exception.error().reason().equals("CODE_INVALID") || attempt == CODE_ATTEMPTS) {
-                    throw exception;
-                }
-                out.println(exception.getMessage());
-            }
-        }
+                .setValidationCode(code)
+                .setExternalReferenceNumber(order)
+                .build();
+        return client.redeem(request, each -> out.printf("no answer, repeating %s: %s%n", order, each.getMessage()));
     }
 
     private String readCode() throws IOException {
@@ -131,17 +125,16 @@ final class Till {
                 .setCustomer(customer)
                 .setPageSize(options.pageSize())
                 .build();
-        client.forEachRedemption(request, each -> print("listed", each));
+        client.forEachRedemption(
+                request,
+                each -> out.printf("%s %d points %s %s%n",
+                        each.getRedemptionId(),
+                        each.getPoints(),
+                        stateName(each),
+                        each.getExternalReferenceNumber()));
     }
 
-    private void print(String what, Redemption redemption) {
-        String state = redemption.getState().name().replaceFirst("^REDEMPTION_STATE_", "");
-        out.printf("%s %s: %d points, %d reversed, %s, %s%n",
-                what,
-                redemption.getRedemptionId(),
-                redemption.getPoints(),
-                redemption.getReversedPoints(),
-                state,
-                redemption.getExternalReferenceNumber());
+    private static String stateName(Redemption redemption) {
+        return redemption.getState().name().replaceFirst("^REDEMPTION_STATE_", "");
     }
 }
