@@ -13,8 +13,8 @@ import pytest
 
 from support.clean_venvs import CleanVenv, find_python
 from support.clocks import NOW_MS
-from support.distributions import FOLDERS, ROOT, project, supported_pythons
-from support.processes import clean_environment, finish
+from support.distributions import FOLDERS, project, supported_pythons
+from support.processes import ROOT, clean_environment, finish
 from support.servers import Service
 from support.shops import Shop
 

@@ -2,10 +2,10 @@
 
 import re
 import tomllib
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from support.processes import ROOT
+
 FOLDERS = {"pointbook": ".", "pointbook_client": "service/pointbook_client", "pointbook_stubs": "gen"}
 """The folder of each distribution, by its name as file names have it."""
 

@@ -5,7 +5,8 @@ import runpy
 
 import pytest
 
-from support.distributions import FOLDERS, ROOT, project, supported_pythons
+from support.distributions import FOLDERS, project, supported_pythons
+from support.processes import ROOT
 
 VERSION = project("pointbook")["version"]
 
