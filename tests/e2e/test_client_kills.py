@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from pointbook_client import Buyer, CustomerRef, PendingCall, PointbookClient, PointbookError, Redemption, connect
 from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
@@ -22,7 +24,6 @@ from support.unique_names import unique
 from support.verification import run_verify
 from support.waiting import until
 
-KILLS = 10
 CALLERS = 16
 CALLS_BETWEEN_KILLS = 40
 EARNED = 1_000_000
@@ -118,8 +119,9 @@ async def create_shop(port: int, token: str) -> Shop:
     return shop
 
 
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.soak)])
 async def test_every_redemption_has_one_outcome_although_the_server_is_killed(
-    database_url: str, tmp_path: Path, record_property: Callable[[str, object], None]
+    database_url: str, tmp_path: Path, record_property: Callable[[str, object], None], kills: int
 ) -> None:
     token = await make_token(database_url, [ALL_MERCHANTS], list(Scope))
     async with (
@@ -131,7 +133,7 @@ async def test_every_redemption_has_one_outcome_although_the_server_is_killed(
         shop = await create_shop(server.port, token)
         callers = Callers((client, without_retries), shop)
         running = [asyncio.create_task(callers.run(number)) for number in range(CALLERS)]
-        for _ in range(KILLS):
+        for _ in range(kills):
             goal = len(callers.redeemed) + CALLS_BETWEEN_KILLS
 
             def are_redeeming(goal: int = goal) -> bool:
@@ -155,4 +157,4 @@ async def test_every_redemption_has_one_outcome_although_the_server_is_killed(
                 assert len(rows) == len(known)
         await run_verify(database_url, shop.merchant_id)
     assert callers.unknown > 0
-    assert len(callers.redeemed) >= KILLS * CALLS_BETWEEN_KILLS
+    assert len(callers.redeemed) >= kills * CALLS_BETWEEN_KILLS

@@ -21,6 +21,7 @@ from support.shops import Shop
 BUILD_SECONDS_MAX = 120.0
 VERSION = project("pointbook")["version"]
 PYTHONS = supported_pythons("pointbook")
+OWN_PYTHON = "{}.{}".format(*sys.version_info)
 CLIENT_PACKAGES = {"pointbook-stubs", "pointbook-client", "grpcio", "protobuf", "googleapis-common-protos"}
 # grpcio needs it.
 CLIENT_PACKAGES_MAX = CLIENT_PACKAGES | {"typing_extensions"}
@@ -194,7 +195,10 @@ def caller(service: Service, shop: Shop, admin_token: str) -> tuple[str, ...]:
     return f"127.0.0.1:{service.server.port}", admin_token, shop.merchant_id, shop.store_id, time_ms
 
 
-@pytest.mark.parametrize("version", PYTHONS)
+# Each installation takes a quarter of a minute.
+@pytest.mark.parametrize(
+    "version", [pytest.param(one, marks=() if one == OWN_PYTHON else pytest.mark.soak) for one in PYTHONS]
+)
 async def test_the_client_works_where_nothing_else_is_installed(
     distributions: Path, tmp_path: Path, version: str, caller: tuple[str, ...]
 ) -> None:
@@ -210,6 +214,7 @@ async def test_the_client_works_where_nothing_else_is_installed(
     assert called.out.split() == ["APPLY_OUTCOME_APPLIED", "RedemptionNotFoundError", "20"]
 
 
+@pytest.mark.soak  # Each installation, with all that a server needs, takes a minute.
 @pytest.mark.parametrize("version", PYTHONS)
 async def test_the_server_starts_where_nothing_else_is_installed(
     distributions: Path, tmp_path: Path, version: str
@@ -226,6 +231,7 @@ async def test_the_server_starts_where_nothing_else_is_installed(
     assert imported.exit_code == 0, imported
 
 
+@pytest.mark.soak  # It installs mypy, which then reads all of grpcio, three times.
 async def test_the_client_is_typed_for_mypy_with_its_extra(distributions: Path, tmp_path: Path) -> None:
     venv = await CleanVenv.create(sys.executable, tmp_path / "venv")
     (tmp_path / "typed.py").write_text(TYPED)
