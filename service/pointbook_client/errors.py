@@ -83,7 +83,7 @@ class PointbookError(grpc.RpcError):
         self.outcome_unknown = was_repeated or grpc_code not in _CERTAIN_CODES
         """Whether the call may have changed something, or still may, although it failed.
 
-        Send the same call again, with the same reference or event id: its answer tells. A refusal is no proof if an
+        Send the same call again, with the same reference or event id, to find out. A refusal is no proof if an
         earlier attempt of the call was cut off, as the server may still carry that one out.
         """
 
