@@ -346,6 +346,15 @@ async def test_a_reversal_returns_the_points_that_are_active_after_it(client: Cl
     assert (await get_redemption(client, again)).current_active_points == 450
 
 
+async def test_concurrent_reversals_return_the_points_after_each_of_them(client: Client, shop: Shop) -> None:
+    redemption = await redeem(client, redeem_request(shop, 100))
+
+    parts = await asyncio.gather(*(reverse(client, redemption, 5) for _ in range(20)))
+
+    assert sorted(part.current_active_points for part in parts) == list(range(405, 505, 5))
+    assert all(part.current_active_points == 400 + part.reversed_points for part in parts)
+
+
 async def test_a_repeated_reversal_returns_the_points_that_are_active_by_now(client: Client, shop: Shop) -> None:
     redemption = await redeem(client, redeem_request(shop, 100))
     reference = unique("reversal")
