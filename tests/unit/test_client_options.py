@@ -162,6 +162,8 @@ def test_retries_and_waiting_can_be_turned_off() -> None:
 
     assert "retryPolicy" not in method
     assert method["waitForReady"] is False
+    # gRPC's transparent retries, of calls that no server has seen, stay on.
+    assert "grpc.enable_retries" not in dict(settings_of("localhost:1", retries=False).channel_options)
 
 
 def test_misspelled_option_is_refused() -> None:
