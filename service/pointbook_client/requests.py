@@ -29,24 +29,25 @@ class AmountOptions(TypedDict, total=False):
     """How the customer is validated. Default: the program's first channel that the customer can use."""
 
 
-class ValidateOptions(AmountOptions, total=False):
+class CodeOptions(AmountOptions, total=False):
+    """How a redemption proves that it is the customer."""
+
+    validation_code: str
+    challenge_id: str
+    skip_validation: bool
+    """Whether to redeem without a code, which needs the scope `redeem.skip`."""
+
+
+class ValidateOptions(CodeOptions, total=False):
     """What `validate` may be told."""
 
     issue_code: bool
     """Whether a redeemable answer also sends a one-time code."""
-    validation_code: str
-    challenge_id: str
-    skip_validation: bool
-    """Whether to redeem without a code, which needs the scope `redeem.skip`."""
 
 
-class RedeemOptions(AmountOptions, total=False):
+class RedeemOptions(CodeOptions, total=False):
     """What `redeem` may be told."""
 
-    validation_code: str
-    challenge_id: str
-    skip_validation: bool
-    """Whether to redeem without a code, which needs the scope `redeem.skip`."""
     transaction_number: str
     notes: str
 
@@ -111,18 +112,9 @@ def validate(
     """
     check_names(options, ValidateOptions)
     return redemption_pb2.ValidateRedemptionRequest(
-        customer=customer.to_message(),
-        program_id=program_id,
-        points=_points(points, options),
-        currency_input=options.get("currency_value") is not None,
-        currency_value=_currency_value(options),
-        group_redemption=options.get("group_redemption", False),
-        user_group2=options.get("user_group"),
-        validation_type=_validation_type(options),
+        **_amount(customer, program_id, points, options),
         issue_otp=options.get("issue_code", False),
-        validation_code=options.get("validation_code", ""),
-        challenge_id=options.get("challenge_id", ""),
-        skip_validation=options.get("skip_validation", False),
+        **_code(options),
     )
 
 
@@ -135,14 +127,7 @@ def issue_code(
     """
     check_names(options, AmountOptions)
     return redemption_pb2.IssueValidationCodeRequest(
-        customer=customer.to_message(),
-        program_id=program_id,
-        points=_points(points, options),
-        currency_input=options.get("currency_value") is not None,
-        currency_value=_currency_value(options),
-        group_redemption=options.get("group_redemption", False),
-        user_group2=options.get("user_group"),
-        validation_type=_validation_type(options),
+        **_amount(customer, program_id, points, options),
     )
 
 
@@ -155,17 +140,8 @@ def redeem(
     """
     check_names(options, RedeemOptions)
     return redemption_pb2.RedeemPointsRequest(
-        customer=customer.to_message(),
-        program_id=program_id,
-        points=_points(points, options),
-        currency_input=options.get("currency_value") is not None,
-        currency_value=_currency_value(options),
-        group_redemption=options.get("group_redemption", False),
-        user_group2=options.get("user_group"),
-        validation_type=_validation_type(options),
-        validation_code=options.get("validation_code", ""),
-        challenge_id=options.get("challenge_id", ""),
-        skip_validation=options.get("skip_validation", False),
+        **_amount(customer, program_id, points, options),
+        **_code(options),
         transaction_number=options.get("transaction_number", ""),
         notes=options.get("notes", ""),
         external_reference_number=_reference(reference),
@@ -299,19 +275,28 @@ def _at_least_one(points: int) -> int:
     return points
 
 
-def _points(points: int | None, options: AmountOptions) -> int:
-    _check_one(points=points, currency_value=options.get("currency_value"))
-    return points or 0
+def _amount(customer: CustomerRef, program_id: int, points: int | None, options: AmountOptions) -> dict[str, Any]:
+    """Return the fields that all requests about a redemption have.
+
+    Raises ValueError unless there is exactly one amount.
+    """
+    value, kind = options.get("currency_value"), options.get("validation_type")
+    _check_one(points=points, currency_value=value)
+    return {
+        "customer": customer.to_message(),
+        "program_id": program_id,
+        "points": points,
+        "currency_input": value is not None,
+        "currency_value": None if value is None else f"{value:f}",
+        "group_redemption": options.get("group_redemption"),
+        "user_group2": options.get("user_group"),
+        "validation_type": kind and kind.to_number(),
+    }
 
 
-def _currency_value(options: AmountOptions) -> str:
-    value = options.get("currency_value")
-    return "" if value is None else f"{value:f}"
-
-
-def _validation_type(options: AmountOptions) -> redemption_pb2.ValidationType.ValueType:
-    kind = options.get("validation_type")
-    return redemption_pb2.VALIDATION_TYPE_UNSPECIFIED if kind is None else kind.to_number()
+def _code(options: CodeOptions) -> dict[str, Any]:
+    """Return the fields of requests that may have a code."""
+    return {name: options.get(name) for name in ("validation_code", "challenge_id", "skip_validation")}
 
 
 def _given(**named: Any) -> dict[str, Any]:
