@@ -71,7 +71,7 @@ async def test_a_team_tests_its_checkout_in_parallel_processes(folder: Path) -> 
     finished = await run_pytest(folder, "-n", "2")
 
     assert finished.exit_code == 0, finished.out
-    assert "19 passed" in finished.out
+    assert "21 passed" in finished.out
 
 
 async def test_the_tests_of_the_page_pass(folder: Path) -> None:

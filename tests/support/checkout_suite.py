@@ -4,6 +4,7 @@ tests/e2e/test_testing_kit.py copies this file into a folder of its own and runs
 """
 
 import asyncio
+import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -170,6 +171,17 @@ def test_the_clock_starts_at_the_real_time_and_moves_forward_only(pointbook: Poi
         pointbook.clock.advance_to(datetime(2099, 1, 1))  # noqa: DTZ001 - what it refuses
 
 
+def test_the_clock_ends_with_the_year_9999(pointbook: PointbookServer) -> None:
+    customer = pointbook.add_customer(points=10)
+    pointbook.clock.advance_to(datetime(8000, 1, 1, tzinfo=UTC))
+    for duration in (DAY * 366 * 2000, timedelta.max):
+        with pytest.raises(ValueError, match="the year 9999"):
+            pointbook.clock.advance(duration)
+
+    assert pointbook.clock.now().year == 8000
+    assert pointbook.client.get_points_account(pointbook.merchant_id, customer.buyer).as_of.year == 8000
+
+
 def test_a_refused_message_does_not_arrive(pointbook: PointbookServer) -> None:
     customer = pointbook.add_customer(points=100)
     pointbook.fail_deliveries()
@@ -237,6 +249,19 @@ def test_a_lost_answer_is_asked_for_again(pointbook: PointbookServer) -> None:
     pointbook.clock.advance(DAY)
     assert points_of(pointbook, customer).held_points == 0
     assert len(pointbook.messages) == 1
+
+
+def test_a_restart_on_a_taken_port_fails_and_can_be_repeated(pointbook: PointbookServer) -> None:
+    host, _, port = pointbook.address.rpartition(":")
+    pointbook.kill()
+    with socket.create_server((host, int(port))):
+        with pytest.raises(PointbookTestingError, match="cannot listen"):
+            pointbook.restart()
+        with pytest.raises(PointbookTestingError, match="call `restart` first"):
+            pointbook.add_customer()
+    pointbook.restart()
+
+    assert pointbook.add_customer(points=10).ref
 
 
 def test_a_test_can_end_with_a_killed_server(pointbook: PointbookServer) -> None:

@@ -30,10 +30,12 @@ class PointbookClock:
 
             pointbook.clock.advance(timedelta(days=3))
 
-        Raises ValueError for a negative duration.
+        Raises ValueError for a negative duration, or one that ends after the year 9999.
         """
         if duration < timedelta():
             raise ValueError(f"the clock only moves forward, not by {duration}")
+        if duration > datetime.max.replace(tzinfo=UTC) - self.now():
+            raise ValueError(f"the clock ends with the year 9999, before {duration} have passed")
         self._offset += duration
         self._set_offset(self._offset)
 

@@ -228,7 +228,7 @@ class PointbookServer:
     def restart(self) -> None:
         """Start the server again on the same address and data, and return once it serves.
 
-        A running server is killed first.
+        A running server is killed first. Raises PointbookTestingError if another program has taken the port meanwhile.
         """
         self._session.restart()
 

@@ -102,11 +102,18 @@ class PointbookSession:
         self._server.kill()
 
     def restart(self) -> None:
-        """Start a killed server on the same port and data; kill a running one first."""
+        """Start a killed server on the same port and data; kill a running one first.
+
+        Raises PointbookTestingError if it cannot start; it can be restarted again then.
+        """
         if self._server.is_running:
             self._server.kill()
         self._server = self._spawn_server()
-        self._start_server(self.port)
+        try:
+            self._start_server(self.port)
+        except BaseException:
+            self._server.kill()  # Calls would wait for it, and the next test would not restart it.
+            raise
         self.set_clock(self._offset)
 
     def close(self) -> None:
