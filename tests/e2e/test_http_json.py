@@ -324,6 +324,34 @@ async def test_answers_are_not_stored_and_have_the_id_of_the_request(web: Web, c
     await until(is_logged)
 
 
+async def test_envoy_logs_failed_calls_by_method_without_the_path_of_the_caller(
+    web: Web, call: JsonCaller, shop: Shop
+) -> None:
+    secret = unique("secret")
+    customer = in_merchant(shop, "customers", secret)
+    failing: list[tuple[str, str, int, dict[str, Any]]] = [
+        ("GET", customer, 404, {}),
+        ("PUT", customer, 400, {"content": b'{"mobile": 5}'}),
+        ("PUT", customer, 413, {"content": b" " * (MESSAGE_BYTES_MAX + 1)}),
+        ("GET", f"{customer}?unknown=1", 400, {}),
+        ("GET", f"{customer}/unknown", 404, {}),
+    ]
+    request_ids = [unique("request") for _ in failing]
+    for request_id, (verb, where, status, options) in zip(request_ids, failing, strict=True):
+        await call(verb, where, status=status, headers={"x-request-id": request_id}, **options)
+
+    async def is_logged() -> bool:
+        return all(request_id in web.fleet.envoy.process.out for request_id in request_ids)
+
+    await until(is_logged)
+    lines = [json.loads(line) for line in web.fleet.envoy.process.out.splitlines() if "request_id" in line]
+    paths = {line["request_id"]: line["path"] for line in lines}
+    service = "/pointbook.v1.CustomersService/"
+    expected = [f"{service}GetCustomer", f"{service}PutCustomer", "", "", ""]
+    assert [paths[request_id] for request_id in request_ids] == expected
+    assert secret not in web.fleet.envoy.process.out
+
+
 async def test_a_large_page_is_whole(call: JsonCaller, shop: Shop) -> None:
     started = NOW_MS - 600_000
     updates = [

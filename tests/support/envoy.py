@@ -59,6 +59,7 @@ class Envoy:
     webhooks_port: int = field(default_factory=free_port)
     json_port: int | None = None
     admin_port: int = field(default_factory=free_port)
+    process: Running = field(init=False)
 
     async def write(self) -> tuple[str | Path, ...]:
         """Write the configuration and all TLS files; return the options to use them."""
@@ -83,17 +84,16 @@ class Envoy:
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Running]:
         """Run Envoy during the block."""
-        process = await Running.start(
+        self.process = process = await Running.start(
             envoy_binary(),
             *(*await self.write(), "--base-id", str(self.admin_port), "--concurrency", "2"),
-            *("--log-level", "warning"),
+            *("--log-level", "warning", "--file-flush-interval-msec", "100"),
             environment=clean_environment({}),
             folder=self.folder,
         )
         try:
             await process.until(self._is_live)
             yield process
-            # It writes its logs when it stops.
             await process.terminate()
         finally:
             await process.kill()
