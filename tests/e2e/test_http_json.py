@@ -250,6 +250,37 @@ async def test_errors_that_pass_say_when_to_repeat(web: Web, call: JsonCaller, s
 
 
 @pytest.mark.parametrize(
+    ("query", "body", "status"),
+    [
+        ("", {"merchant_id": "other"}, 400),
+        ("", {"merchantId": "other"}, 200),
+        ("", {"merchant_id": "own", "merchantId": "other"}, 403),
+        ("?program.merchant_id=other", {}, 403),
+        ("?program.merchantId=other", {}, 403),
+    ],
+)
+async def test_no_request_reaches_a_merchant_that_the_token_is_not_for(
+    web: Web, call: JsonCaller, shop: Shop, *, query: str, body: dict[str, str], status: int
+) -> None:
+    token = await make_token(web.fleet.database_url, [shop.merchant_id], list(Scope))
+    other = unique("other")
+    program = {"store_ids": [shop.store_id], "point_value": "0.01", "currency_code": "USD"}
+    named = {name: {"own": shop.merchant_id, "other": other}[value] for name, value in body.items()}
+
+    answer = await call.http.put(
+        in_merchant(shop, "programs", "1") + query.replace("other", other),
+        json=program | named,
+        headers={"authorization": f"Bearer {token}"},
+    )
+
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        assert answer.json()["program"]["merchant_id"] == shop.merchant_id
+    if status == 403:
+        assert details_of(answer.json())["ErrorInfo"]["reason"] == "MERCHANT_FORBIDDEN"
+
+
+@pytest.mark.parametrize(
     ("verb", "where", "code"),
     [
         ("GET", "/v1/unknown", 12),
