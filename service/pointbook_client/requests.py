@@ -12,6 +12,8 @@ from pointbook_client.identity import Buyer, CustomerRef
 from pointbook_client.keywords import check_names
 from pointbook_client.models import PointsUpdateType, RedemptionState, ValidationType, to_timestamp
 
+PLAIN_DIGITS_MAX = 30
+"""How far from the point an amount's first digit may be to be written without an exponent."""
 PAGE_SIZE = 500
 """The items of a page that an iterator asks for: half of what the server returns at most."""
 
@@ -287,11 +289,19 @@ def _amount(customer: CustomerRef, program_id: int, points: int | None, options:
         "program_id": program_id,
         "points": points,
         "currency_input": value is not None,
-        "currency_value": None if value is None else f"{value:f}",
+        "currency_value": None if value is None else _decimal(value),
         "group_redemption": options.get("group_redemption"),
         "user_group2": options.get("user_group"),
         "validation_type": kind and kind.to_number(),
     }
+
+
+def _decimal(value: Decimal) -> str:
+    """Return a decimal as text without an exponent, unless that would be long.
+
+    The server refuses a long one anyway; that of 1E+999999999, a user's input, would fill the memory.
+    """
+    return f"{value:f}" if abs(value.adjusted()) <= PLAIN_DIGITS_MAX else str(value)
 
 
 def _code(options: CodeOptions) -> dict[str, Any]:

@@ -337,3 +337,8 @@ def test_times_are_aware_and_in_utc() -> None:
 
     assert expiry == datetime(1970, 1, 1, 0, 0, 1, 5_000, tzinfo=UTC)
     assert models.to_timestamp(None) is None
+
+
+@pytest.mark.parametrize("text", ["1E+1000000", "-1E+1000000", "1E-1000000", "0E-1000000"])
+def test_exponent_does_not_fill_the_memory(text: str) -> None:
+    assert build_redeem(None, currency_value=Decimal(text)).currency_value == text
