@@ -1,5 +1,6 @@
 """Channels whose calls have the client's deadline, metadata and exceptions."""
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, Generic, NoReturn, Self
 
@@ -44,7 +45,14 @@ class _AioMethod(_Method[grpc.aio.Channel]):
     ) -> Any:
         """Call the method, and return its response. Raises PointbookError."""
         with self._defaults.running(self._name, metadata) as sent:
-            return await self._current()(request, timeout=self._timeout(timeout), metadata=sent, **more)
+            try:
+                return await self._current()(request, timeout=self._timeout(timeout), metadata=sent, **more)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._connection.is_closed and task is not None and not task.cancelling():
+                    # `close` has cancelled the call. Its task goes on, and must not end as if it were cancelled.
+                    raise _closed() from None
+                raise
 
 
 class _SyncMethod(_Method[grpc.Channel]):
@@ -160,3 +168,10 @@ class SyncChannel(grpc.Channel):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _closed() -> grpc.aio.AioRpcError:
+    """Return the error of a call that `close` has ended, as in threads."""
+    return grpc.aio.AioRpcError(
+        grpc.StatusCode.CANCELLED, grpc.aio.Metadata(), grpc.aio.Metadata(), details="Channel closed!"
+    )

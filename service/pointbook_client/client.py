@@ -165,7 +165,7 @@ class PointbookClient:
         return PointbookClient(self.channel.with_defaults(changed))
 
     async def close(self) -> None:
-        """Close the connection. Running calls are cancelled."""
+        """Close the connection. Running calls raise CallCancelledError."""
         await self.channel.close()
 
     async def __aenter__(self) -> Self:

@@ -35,6 +35,11 @@ class Connection(ABC, Generic[C]):
         self._checked_at = time.monotonic()
         self._is_closed = False
 
+    @property
+    def is_closed(self) -> bool:
+        """Return whether `close` was called."""
+        return self._is_closed
+
     def channel(self) -> C:
         """Return the channel for new calls.
 

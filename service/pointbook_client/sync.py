@@ -163,7 +163,7 @@ class PointbookClient:
         return PointbookClient(self.channel.with_defaults(changed))
 
     def close(self) -> None:
-        """Close the connection. Running calls are cancelled."""
+        """Close the connection. Running calls raise CallCancelledError."""
         self.channel.close()
 
     def __enter__(self) -> Self:
