@@ -17,7 +17,7 @@ from pointbook_client.errors import (
     PointbookError,
     read_details,
 )
-from pointbook_client.observers import CallObserver
+from pointbook_client.observers import CallObserver, log_failures
 from pointbook_client.reasons import BY_REASON
 
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
@@ -48,9 +48,12 @@ class CallDefaults:
         if _AUTHORIZATION_KEY not in sent and (token := self.token().strip()):
             # A token that was read from a file may end with a line break.
             sent[_AUTHORIZATION_KEY] = _bearer(token)
-        observed = self.observer.start(method) if self.observer else None
+        observed = None
+        with log_failures():
+            observed = self.observer.start(method) if self.observer else None
         if observed is not None:
-            sent.update(observed.metadata())
+            with log_failures():
+                sent.update(observed.metadata())
         # Until it ends: only a call whose caller is cancelled keeps this code.
         code = grpc.StatusCode.CANCELLED
         try:
@@ -62,7 +65,8 @@ class CallDefaults:
             raise failure from None
         finally:
             if observed is not None:
-                observed.end(code)
+                with log_failures():
+                    observed.end(code)
 
 
 def usable_request_id(request_id: str) -> str:

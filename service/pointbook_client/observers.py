@@ -1,9 +1,13 @@
 """Hooks that see every call, such as those of OpenTelemetry."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import grpc
+
+_log = logging.getLogger("pointbook_client")
 
 
 class ObservedCall(Protocol):
@@ -19,7 +23,7 @@ class ObservedCall(Protocol):
 class CallObserver(Protocol):
     """Sees the calls of a client.
 
-    It must not raise, and no attribute may contain personal data.
+    What it raises is logged. No attribute may contain personal data.
     """
 
     def start(self, method: str) -> ObservedCall:
@@ -27,3 +31,15 @@ class CallObserver(Protocol):
 
         A method is like `/pointbook.v1.RedemptionService/RedeemPoints`.
         """
+
+
+@contextmanager
+def log_failures() -> Iterator[None]:
+    """Log what an observer raises in the block.
+
+    The call goes on: its result may be a redemption.
+    """
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - the observer's own, of any kind
+        _log.exception("The observer of calls failed.")

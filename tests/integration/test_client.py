@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import pytest
@@ -590,6 +590,39 @@ async def test_observer_sees_each_call_once(service: Service, admin_token: str, 
         (redeem, [grpc.StatusCode.CANCELLED]),
     ]
     assert caught.value.request_id == "from-the-observer"
+
+
+class FailingObserver(RecordingObserver):
+    """An observer that raises at one moment of a call."""
+
+    def __init__(self, moment: str) -> None:
+        super().__init__()
+        self._moment = moment
+
+    def start(self, method: str) -> RecordingCall:
+        """Return a call that raises in the method of this name, or raise."""
+        if self._moment == "start":
+            raise RuntimeError("the observer's own")
+        call = super().start(method)
+        setattr(call, self._moment, self._fail)
+        return call
+
+    def _fail(self, *_: object) -> NoReturn:
+        raise RuntimeError("the observer's own")
+
+
+@pytest.mark.parametrize("moment", ["start", "metadata", "end"])
+async def test_redemption_is_returned_although_the_observer_fails(
+    service: Service, admin_token: str, shop: Shop, moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    address, observer = f"127.0.0.1:{service.server.port}", FailingObserver(moment)
+    async with connect(address, token=admin_token, observer=observer) as client:
+        redemption = await client.redeem(buyer_of(shop), 1, 10)
+        with pytest.raises(reasons.RedemptionNotFoundError):
+            await client.get_redemption(shop.merchant_id, reference="none")
+
+    assert redemption.points == 10
+    assert caplog.text.count("The observer of calls failed.") == 2
 
 
 async def test_call_is_a_span_of_the_current_trace_and_the_server_continues_it(
