@@ -24,6 +24,8 @@ _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.St
 _AUTHORIZATION_KEY = "authorization"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """The request ids that servers use."""
+TIMEOUT_SECONDS_MAX = 86_400.0
+"""The longest deadline. gRPC takes one that it cannot represent, such as infinity, for one that has passed."""
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -35,6 +37,10 @@ class CallDefaults:
     token: Callable[[], str]
     request_id: str = ""
     observer: CallObserver | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_seconds <= TIMEOUT_SECONDS_MAX:
+            raise ValueError("the timeout must be more than 0 seconds, and at most a day")
 
     @contextmanager
     def running(self, method: str, own: Iterable[tuple[str, str | bytes]] | None) -> Iterator[Metadata]:

@@ -198,6 +198,12 @@ def test_token_of_a_file_is_sent_without_its_line_break(token: str, sent: str) -
         assert dict(metadata)["authorization"] == sent
 
 
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e12])
+def test_timeout_that_no_call_can_meet_is_refused(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        settings_of("localhost:1", timeout=timeout)
+
+
 @pytest.mark.parametrize("token", ["", "\n"])
 def test_without_a_token_none_is_sent(token: str) -> None:
     with CallDefaults(1.0, lambda: token).running("/a/B", None) as metadata:
