@@ -88,6 +88,15 @@ class AioConnection(Connection[grpc.aio.Channel]):
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
+    def channel(self) -> grpc.aio.Channel:
+        """Return the channel for new calls.
+
+        Raises RuntimeError in another event loop, such as that of a forked process, where calls would never end.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("the client belongs to another event loop: connect in this one")
+        return super().channel()
+
     async def close(self, grace: float | None) -> None:
         """Close the current and all replaced channels."""
         self._is_closed = True

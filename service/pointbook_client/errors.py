@@ -25,10 +25,9 @@ _CERTAIN_CODES = frozenset(
         grpc.StatusCode.ALREADY_EXISTS,
         grpc.StatusCode.FAILED_PRECONDITION,
         grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.UNIMPLEMENTED,
     }
 )
-"""The codes of calls that the server has refused, without any effect."""
+"""The codes of reasons for which the server has refused a call, without any effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,8 @@ class PointbookError(grpc.RpcError):
         """The time to wait before the same call can succeed, if the server knows one."""
         self._trailing_metadata = tuple(trailing_metadata)
         was_repeated = any(key == PREVIOUS_ATTEMPTS_KEY for key, _ in self._trailing_metadata)
-        self.outcome_unknown = was_repeated or grpc_code not in _CERTAIN_CODES
+        # A proxy refuses calls too, but only the server knows of earlier attempts.
+        self.outcome_unknown = was_repeated or not reason or grpc_code not in _CERTAIN_CODES
         """Whether the call may have changed something, or still may, although it failed.
 
         Send the same call again, with the same reference or event id, to find out. A refusal is no proof if an

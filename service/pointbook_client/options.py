@@ -16,8 +16,8 @@ from pointbook_client.tls import CredentialsSource, Tls
 DEFAULT_TIMEOUT_SECONDS = 20.0
 """The deadline of a call with all of its attempts: longer than any call takes that the server accepts."""
 ChannelOptions = Sequence[tuple[str, Any]]
-Token = str | Callable[[], str]
-"""A bearer token, or a function that returns the current one for each call."""
+Token = str | Callable[[], str] | None
+"""A bearer token, or a function that returns the current one for each call; none or empty for a server without."""
 
 
 class ConnectOptions(TypedDict, total=False):
@@ -57,9 +57,11 @@ def connect_settings(
     """Return the settings of a connection.
 
     Without `tls` it is in plaintext on loopback, and uses TLS with gRPC's own roots elsewhere. Raises OSError if a file
-    of `tls` cannot be read.
+    of `tls` cannot be read, and ValueError for an address that gRPC does not understand.
     """
     check_names(options, ConnectOptions)
+    if not address or address.startswith(("http://", "https://")):
+        raise ValueError("an address is like `points.internal:50051`, without http://")
     if tls is None:
         tls = not is_loopback(address)
     if isinstance(tls, bool):
@@ -76,7 +78,7 @@ def connect_settings(
         credentials=tls.credentials_source() if isinstance(tls, Tls) else tls,
         defaults=CallDefaults(
             timeout_seconds=options.get("timeout", DEFAULT_TIMEOUT_SECONDS),
-            token=token if callable(token) else lambda: token,
+            token=token if callable(token) else lambda: token or "",
             observer=options.get("observer"),
         ),
     )

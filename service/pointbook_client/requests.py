@@ -194,7 +194,7 @@ def list_redemptions(merchant_id: str, selected: RedemptionFilter) -> redemption
     return redemption_pb2.ListRedemptionsRequest(
         merchant_id=merchant_id,
         customer=customer.to_message() if customer else None,
-        state=state.to_number() if state else redemption_pb2.REDEMPTION_STATE_UNSPECIFIED,
+        state=RedemptionState(state).to_number() if state else redemption_pb2.REDEMPTION_STATE_UNSPECIFIED,
         start_time=to_timestamp(selected.get("start_time")),
         end_time=to_timestamp(selected.get("end_time")),
         page_size=PAGE_SIZE,
@@ -227,7 +227,9 @@ def list_points_entries(merchant_id: str, buyer: Buyer, selected: EntryFilter) -
         merchant_id=merchant_id,
         store_id=buyer.store_id,
         buyer_id=buyer.buyer_id,
-        update_type=update_type.to_number() if update_type else points_pb2.POINTS_UPDATE_TYPE_UNSPECIFIED,
+        update_type=PointsUpdateType(update_type).to_number()
+        if update_type
+        else points_pb2.POINTS_UPDATE_TYPE_UNSPECIFIED,
         scenes=selected.get("scenes", ()),
         start_time=to_timestamp(selected.get("start_time")),
         end_time=to_timestamp(selected.get("end_time")),
@@ -292,7 +294,7 @@ def _amount(customer: CustomerRef, program_id: int, points: int | None, options:
         "currency_value": None if value is None else _decimal(value),
         "group_redemption": options.get("group_redemption"),
         "user_group2": options.get("user_group"),
-        "validation_type": kind and kind.to_number(),
+        "validation_type": kind and ValidationType(kind).to_number(),
     }
 
 

@@ -377,7 +377,7 @@ class PointbookClient:
 def connect(
     address: str,
     *,
-    token: Token = "",
+    token: Token = None,
     tls: Tls | CredentialsSource | bool | None = None,
     **options: Unpack[ConnectOptions],
 ) -> PointbookClient:

@@ -302,6 +302,16 @@ async def test_close_ends_running_calls_and_refuses_new_ones(service: Service, a
     await client.close()
 
 
+async def test_client_of_another_event_loop_is_refused(service: Service, admin_token: str, shop: Shop) -> None:
+    async with connect(f"127.0.0.1:{service.server.port}", token=admin_token) as client:
+
+        def call_in_another_loop() -> None:
+            asyncio.run(client.redeem(buyer_of(shop), 1, 10).send())
+
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            await asyncio.to_thread(call_in_another_loop)
+
+
 async def test_client_for_threads_has_the_same_results(
     service: Service, pointbook: PointbookClient, admin_token: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ def attempts(clock: Clock) -> Attempts:
 @contextmanager
 def failing(attempts: Attempts, code: grpc.StatusCode) -> Iterator[PointbookError]:
     """Make an attempt in the block that fails at its end; yield its error."""
-    error = PointbookError(code, "No.")
+    error = PointbookError(code, "No.", reason="INSUFFICIENT_POINTS")
     with suppress(PointbookError), attempts.attempt():
         yield error
         raise error

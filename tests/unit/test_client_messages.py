@@ -342,3 +342,11 @@ def test_times_are_aware_and_in_utc() -> None:
 @pytest.mark.parametrize("text", ["1E+1000000", "-1E+1000000", "1E-1000000", "0E-1000000"])
 def test_exponent_does_not_fill_the_memory(text: str) -> None:
     assert build_redeem(None, currency_value=Decimal(text)).currency_value == text
+
+
+def test_enums_may_be_given_by_their_names() -> None:
+    kind: Any = "SMS"
+
+    assert build_redeem(10, validation_type=kind).validation_type == redemption_pb2.VALIDATION_TYPE_SMS
+    with pytest.raises(ValueError, match="'TELEX' is not a valid ValidationType"):
+        build_redeem(10, validation_type="TELEX")

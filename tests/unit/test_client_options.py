@@ -49,7 +49,6 @@ ELSEWHERE = (
     "ipv6:[::1]:1,[2001:db8::1]:2",
     "xds:///localhost:50051",
     "vsock:2:50051",
-    "",
 )
 
 
@@ -68,6 +67,16 @@ def test_connection_on_this_machine_is_in_plaintext(address: str) -> None:
 def test_token_leaves_this_machine_only_encrypted(address: str) -> None:
     assert not is_loopback(address)
     assert isinstance(settings_of(address).credentials(), grpc.ChannelCredentials)
+
+
+@pytest.mark.parametrize("address", ["", "http://points.internal:50051", "https://127.0.0.1:50051"])
+def test_address_of_no_server_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="an address is like"):
+        settings_of(address)
+
+
+def test_missing_token_is_none() -> None:
+    assert connect_settings("localhost:1", None, None, {}).defaults.token() == ""
 
 
 def test_plaintext_elsewhere_must_be_asked_for() -> None:
