@@ -79,7 +79,7 @@ class PointbookError(grpc.RpcError):
         """The time to wait before the same call can succeed, if the server knows one."""
         self._trailing_metadata = tuple(trailing_metadata)
         was_repeated = any(key == PREVIOUS_ATTEMPTS_KEY for key, _ in self._trailing_metadata)
-        # A proxy refuses calls too, but only the server knows of earlier attempts.
+        # A proxy refuses calls too, but does not count earlier attempts.
         self.outcome_unknown = was_repeated or not reason or grpc_code not in _CERTAIN_CODES
         """Whether the call may have changed something, or still may, although it failed.
 

@@ -22,6 +22,13 @@ from support.unique_names import unique
 MERCHANT_ID = "2000001234"
 STORE_ID = "1718263946864"
 QUICKSTART_LINES_MAX = 25
+go_at_once = pytest.mark.parametrize(
+    "example",
+    [GO, pytest.param(JAVA, marks=pytest.mark.soak), pytest.param(TYPESCRIPT, marks=pytest.mark.soak)],
+    ids=lambda example: example.name,
+    indirect=True,
+)
+"""Runs a test of faults with Go always, and with the other languages in the soak tests: they cost a minute."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,7 @@ async def test_wrong_field_is_printed(till: Till) -> None:
     assert "\n  customer.merchant_id: " in refused.err
 
 
+@go_at_once
 async def test_checkout_goes_on_with_the_order_of_an_earlier_run(till: Till) -> None:
     buyer_id = await till.buyer()
     first = await till.check_out(buyer_id)
@@ -199,6 +207,7 @@ async def test_unavailable_server_is_called_again(till: Till) -> None:
     await assert_redeemed_once_and_reversed(till.dev, buyer_id)
 
 
+@go_at_once
 async def test_pushback_of_the_server_is_obeyed(till: Till) -> None:
     buyer_id = await till.buyer()
     till.relay.refusals["ValidateRedemption"] = [-1]
@@ -210,6 +219,7 @@ async def test_pushback_of_the_server_is_obeyed(till: Till) -> None:
     assert till.relay.calls["ValidateRedemption"] == 1
 
 
+@go_at_once
 async def test_server_killed_in_a_redemption_whose_response_is_lost_redeems_once(till: Till) -> None:
     buyer_id = await till.buyer()
     till.relay.losses["RedeemPoints"] = till.dev.kill_and_restart
@@ -221,6 +231,7 @@ async def test_server_killed_in_a_redemption_whose_response_is_lost_redeems_once
     await assert_redeemed_once_and_reversed(till.dev, buyer_id)
 
 
+@go_at_once
 async def test_server_killed_while_it_handles_a_redemption_redeems_once(till: Till) -> None:
     buyer_id = await till.buyer()
     arguments = ("--buyer", buyer_id, *till.timeout(30))
@@ -237,6 +248,7 @@ async def test_server_killed_while_it_handles_a_redemption_redeems_once(till: Ti
     await assert_redeemed_once_and_reversed(till.dev, buyer_id)
 
 
+@go_at_once
 async def test_redemption_without_an_answer_before_its_deadline_is_repeated(till: Till) -> None:
     buyer_id = await till.buyer()
     passed = asyncio.Event()
@@ -254,6 +266,7 @@ async def test_redemption_without_an_answer_before_its_deadline_is_repeated(till
     await assert_redeemed_once_and_reversed(till.dev, buyer_id)
 
 
+@go_at_once
 async def test_token_and_certificate_are_sent_over_tls_and_never_in_plain_text(till: Till, tmp_path: Path) -> None:
     buyer_id, authority = await till.buyer(), Authority()
     issued, trusted = authority.issue(), tmp_path / "ca.crt"

@@ -213,7 +213,7 @@ def test_error_of_the_connection_has_the_class_of_its_code(code: grpc.StatusCode
     assert type(error) is BY_CODE.get(code, PointbookError)
     assert error.message == ""
     assert str(error) == f"{code.name} (request r-1)"
-    # A proxy may have refused it, which knows nothing of earlier attempts.
+    # A proxy may have refused it, which does not count earlier attempts.
     assert error.outcome_unknown
 
 
