@@ -27,11 +27,14 @@ asyncio_default_fixture_loop_scope = function
 """
 UNTIL_KILLED = """
 import json
+import signal
 import time
 from pathlib import Path
 
 
 def test_that_does_not_end(pointbook, pointbook_session):
+    # A shell starts its background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     processes = [each._process.pid for each in (pointbook_session._database, pointbook_session._server)]
     folder = str(pointbook_session._messages_file.parent)
     Path("running.new").write_text(json.dumps({"processes": processes, "folder": folder}))

@@ -125,13 +125,13 @@ async def test_calls_go_on_while_a_migration_gets_no_lock(own_url: str) -> None:
     add = later("ALTER TABLE points_accounts ADD COLUMN note text")
     async with own_shop(own_url) as (client, shop):
         async with open_transaction(own_url, "SELECT FROM points_accounts"):
-            blocked = asyncio.create_task(upgrade(own_url, add, lock_wait_seconds=1.0))
+            blocked = asyncio.create_task(upgrade(own_url, add, lock_wait_seconds=2.0))
             slowest = await slowest_call(client, shop, blocked)
             with pytest.raises(MigrationError) as caught:
                 await blocked
 
         message = str(caught.value)
-        assert message.startswith("migration 9001 got no lock in 1 s: other transactions use its tables; the oldest")
+        assert message.startswith("migration 9001 got no lock in 2 s: other transactions use its tables; the oldest")
         assert " of a report, began " in message
         assert "--lock-wait" in message
         assert slowest < CALL_SECONDS_MAX
