@@ -7,7 +7,11 @@ from contextlib import contextmanager
 from pointbook_client.errors import PointbookError
 
 SETTLE_SECONDS = 20.0
-"""How long after its deadline an attempt may still take effect: the server's transactions end within this time."""
+"""How long after its deadline an attempt may still take effect.
+
+The server's transactions run to their end. This is the longest wait for a lock and the longest statement, one after the
+other: a transaction that meets both limits more than once would take longer.
+"""
 
 
 class Attempts:

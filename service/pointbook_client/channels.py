@@ -63,30 +63,24 @@ class _SyncMethod(_Method[grpc.Channel]):
         with self._defaults.running(self._name, metadata) as sent:
             return self._current()(request, timeout=self._timeout(timeout), metadata=sent, **more)
 
+    # The types of stubs have these two as well. They would raise grpcio's errors, so they say what to use instead.
+
     def with_call(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: PointbookError has the metadata that matter."""
+        """Raise NotImplementedError, as errors have the metadata that matter."""
         raise NotImplementedError("call the method itself")
 
     def future(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise NotImplementedError: threads or asyncio make concurrent calls."""
+        """Raise NotImplementedError, as threads or asyncio make concurrent calls."""
         raise NotImplementedError("call the method in a thread, or use the client for asyncio")
 
 
-class AioChannel(grpc.aio.Channel):
-    """A channel for the stubs of asyncio. Streams of it are grpcio's own."""
+class _Streams:
+    """The methods with streams, which are grpcio's own.
 
-    def __init__(self, connection: AioConnection, defaults: CallDefaults) -> None:
-        self._connection = connection
-        self.defaults = defaults
+    The API has none, but health and reflection do.
+    """
 
-    def with_defaults(self, defaults: CallDefaults) -> "AioChannel":
-        """Return a channel with other defaults over the same connection."""
-        return AioChannel(self._connection, defaults)
-
-    def unary_unary(self, method: str, *coders: Any, **more: Any) -> Any:
-        """Return a callable that makes each call on the current channel."""
-        names = ("request_serializer", "response_deserializer")
-        return _AioMethod(self._connection, self.defaults, method, {**dict(zip(names, coders, strict=False)), **more})
+    _connection: Connection[Any]
 
     def unary_stream(self, method: str, *coders: Any, **more: Any) -> Any:
         """Return a callable of the current channel."""
@@ -99,6 +93,23 @@ class AioChannel(grpc.aio.Channel):
     def stream_stream(self, method: str, *coders: Any, **more: Any) -> Any:
         """Return a callable of the current channel."""
         return self._connection.channel().stream_stream(method, *coders, **more)
+
+
+class AioChannel(_Streams, grpc.aio.Channel):
+    """A channel for the stubs of asyncio."""
+
+    def __init__(self, connection: AioConnection, defaults: CallDefaults) -> None:
+        self._connection: AioConnection = connection
+        self.defaults = defaults
+
+    def with_defaults(self, defaults: CallDefaults) -> "AioChannel":
+        """Return a channel with other defaults over the same connection."""
+        return AioChannel(self._connection, defaults)
+
+    def unary_unary(self, method: str, *coders: Any, **more: Any) -> Any:
+        """Return a callable that makes each call on the current channel."""
+        names = ("request_serializer", "response_deserializer")
+        return _AioMethod(self._connection, self.defaults, method, {**dict(zip(names, coders, strict=False)), **more})
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 - gRPC's own
         """Return the state of the current channel."""
@@ -123,11 +134,11 @@ class AioChannel(grpc.aio.Channel):
         await self.close()
 
 
-class SyncChannel(grpc.Channel):
-    """A channel for the stubs of threads. Streams of it are grpcio's own."""
+class SyncChannel(_Streams, grpc.Channel):
+    """A channel for the stubs of threads."""
 
     def __init__(self, connection: SyncConnection, defaults: CallDefaults) -> None:
-        self._connection = connection
+        self._connection: SyncConnection = connection
         self.defaults = defaults
 
     def with_defaults(self, defaults: CallDefaults) -> "SyncChannel":
@@ -138,18 +149,6 @@ class SyncChannel(grpc.Channel):
         """Return a callable that makes each call on the current channel."""
         names = ("request_serializer", "response_deserializer")
         return _SyncMethod(self._connection, self.defaults, method, {**dict(zip(names, coders, strict=False)), **more})
-
-    def unary_stream(self, method: str, *coders: Any, **more: Any) -> Any:
-        """Return a callable of the current channel."""
-        return self._connection.channel().unary_stream(method, *coders, **more)
-
-    def stream_unary(self, method: str, *coders: Any, **more: Any) -> Any:
-        """Return a callable of the current channel."""
-        return self._connection.channel().stream_unary(method, *coders, **more)
-
-    def stream_stream(self, method: str, *coders: Any, **more: Any) -> Any:
-        """Return a callable of the current channel."""
-        return self._connection.channel().stream_stream(method, *coders, **more)
 
     def subscribe(self, callback: Any, try_to_connect: bool | None = None) -> None:  # noqa: FBT001 - gRPC's own
         """Call back when the state of the current channel changes."""

@@ -102,6 +102,7 @@ class Callers:
                 if not error.outcome_unknown:
                     raise
                 self.unknown += 1
+                # The pause of a caller while the server is away, which half of the clients do not wait for.
                 await asyncio.sleep(0.05)
 
 

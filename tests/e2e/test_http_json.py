@@ -28,7 +28,7 @@ from support.waiting import until
 
 pytestmark = needs_envoy
 
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on PATH")
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 MOBILE = "+8613812345678"
 
 

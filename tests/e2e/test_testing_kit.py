@@ -28,7 +28,6 @@ asyncio_default_fixture_loop_scope = function
 UNTIL_KILLED = """
 import json
 import signal
-import time
 from pathlib import Path
 
 
@@ -39,7 +38,7 @@ def test_that_does_not_end(pointbook, pointbook_session):
     folder = str(pointbook_session._messages_file.parent)
     Path("running.new").write_text(json.dumps({"processes": processes, "folder": folder}))
     Path("running.new").rename("running.json")
-    time.sleep(600)
+    signal.pause()
 """
 FAILING = """
 def test_that_fails(pointbook):
@@ -106,7 +105,7 @@ async def test_a_failed_test_shows_the_log_of_the_server(folder: Path) -> None:
     assert "method=CustomersService/PutCustomer" in finished.out
 
 
-@pytest.mark.skipif(not HAS_PROC, reason="reads /proc")
+@pytest.mark.skipif(not HAS_PROC, reason="processes are looked up in /proc")
 @pytest.mark.parametrize("order", [signal.SIGKILL, signal.SIGINT])
 async def test_nothing_is_left_when_pytest_ends_early(folder: Path, order: signal.Signals) -> None:
     (folder / "test_endless.py").write_text(UNTIL_KILLED)
@@ -115,12 +114,15 @@ async def test_nothing_is_left_when_pytest_ends_early(folder: Path, order: signa
     async def is_running() -> bool:
         return (folder / "running.json").exists()
 
-    await process.until(is_running)
-    running = json.loads((folder / "running.json").read_text())
-    database = Path(running["folder"])
-    assert (database / "server.log").exists()
-    postgres = int((database / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
-    await process.stop(order)
+    try:
+        await process.until(is_running)
+        running = json.loads((folder / "running.json").read_text())
+        database = Path(running["folder"])
+        assert (database / "server.log").exists()
+        postgres = int((database / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+        await process.stop(order)
+    finally:
+        await process.kill()
 
     left = [*(Path("/proc", str(pid)) for pid in (*running["processes"], postgres)), database]
     await until(lambda: not any(each.exists() for each in left), seconds=30)

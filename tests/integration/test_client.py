@@ -438,6 +438,7 @@ async def test_renewed_certificate_is_used_by_threads(
                     if number % 10 == 9:
                         tls_files(tmp_path, NAMES[number // 10 % 2])
                     calls.append(pool.submit(client.access.GetCallerAccess, request))
+                    # Spreads the calls over the time after which a replaced channel is closed.
                     time.sleep(0.01)
                 return len([call.result() for call in calls])
 

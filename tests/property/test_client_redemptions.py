@@ -273,6 +273,7 @@ async def resolve(sent: Sent) -> Redemption | None:
             except PointbookError as error:
                 if not error.outcome_unknown:
                     return None
+            # The pause of a caller: nothing says when an earlier attempt has ended.
             await asyncio.sleep(0.05)
     return None
 

@@ -9,6 +9,7 @@ import pytest
 from pointbook_client import attempts as attempts_module
 from pointbook_client.attempts import SETTLE_SECONDS, Attempts
 from pointbook_client.errors import PointbookError
+from pointbook_server.db.database import SESSION_SETTINGS
 
 REFUSED = grpc.StatusCode.FAILED_PRECONDITION
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -92,3 +93,9 @@ def test_cancelled_attempt_counts_as_a_lost_answer(attempts: Attempts) -> None:
         raise KeyboardInterrupt
 
     assert fail(attempts, REFUSED)
+
+
+def test_attempt_settles_within_the_limits_of_the_server() -> None:
+    limits = (int(SESSION_SETTINGS[name].removesuffix("s")) for name in ("lock_timeout", "statement_timeout"))
+
+    assert sum(limits) == SETTLE_SECONDS

@@ -77,3 +77,9 @@ def test_every_public_class_of_models_is_exported() -> None:
     }
 
     assert public <= set(pointbook_client.__all__)
+
+
+@pytest.mark.parametrize("name", ["with_call", "future"])
+def test_other_ways_to_call_a_stub_say_what_to_use(name: str) -> None:
+    with sync.connect("localhost:1") as connected, pytest.raises(NotImplementedError, match="call the method"):
+        getattr(connected.access.GetCallerAccess, name)(None)
