@@ -337,6 +337,7 @@ async def test_the_log_names_the_refused_call_of_reflection(database_url: str) -
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         with json_logs(call_log) as log:
             await reflect(channel)
+            await until(lambda: '"call"' in log.getvalue())
     await server.stop()
     (line,) = [json.loads(line) for line in log.getvalue().splitlines() if '"call"' in line]
     assert line["method"] == REFLECT

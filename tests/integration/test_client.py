@@ -49,7 +49,7 @@ from support.connections import superuser
 from support.outbox import Outbox
 from support.redemption import account_points, earn
 from support.server_proxy import server_proxy
-from support.servers import Service, running_server, server_settings, stop_idle
+from support.servers import Service, running_server, server_settings, stop_idle, until_calls_end
 from support.shops import Shop
 from support.tokens import make_token, revoke_token
 from support.traces import RecordedTracing, id_of, trace_of
@@ -283,7 +283,7 @@ async def test_cancelled_call_ends_in_the_server(service: Service, pointbook: Po
         with pytest.raises(asyncio.CancelledError):
             await call
 
-    await until(lambda: len(service.server._running_calls) == 0)
+    await until_calls_end(service.server)
 
 
 async def test_close_ends_running_calls_and_refuses_new_ones(service: Service, admin_token: str, shop: Shop) -> None:

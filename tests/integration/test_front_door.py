@@ -40,7 +40,7 @@ from support.json_logs import json_logs
 from support.probes import grpc_health
 from support.processes import pointbook
 from support.refusals import refusal, refused
-from support.servers import running_server, server_settings
+from support.servers import running_server, server_settings, until_calls_end
 from support.shops import Shop
 from support.tokens import make_token
 from support.unique_names import unique
@@ -452,7 +452,8 @@ async def test_call_cancelled_before_its_request_is_not_logged_as_refused(databa
             await until(lambda: len(server._admission._running) == len(stalled))
             for stream_id in stalled:
                 await connection.reset(stream_id)
-            await until(lambda: not server._admission._running and not len(server._running_calls))
+            await until_calls_end(server)
+            assert not server._admission._running
             assert {use.running for use in server._admission._tokens.values()} == {0}
     logged = [json.loads(line) for line in written.getvalue().splitlines()]
     assert {line["code"] for line in logged if line["event"] == "call"} == {"CANCELLED"}

@@ -24,7 +24,7 @@ from support.clocks import NOW_MS
 from support.json_logs import json_logs
 from support.redemption import earn, redeem, redeem_request
 from support.refusals import refused
-from support.servers import running_server
+from support.servers import running_server, until_calls_end
 from support.shops import Shop
 from support.tokens import make_token
 from support.unique_names import unique
@@ -88,6 +88,7 @@ async def test_calls_are_counted_by_method_code_and_reason(measured: Measured, s
     anonymous = Client(measured.server.port, "")
     await refused(anonymous.apply(shop.update()))
     await anonymous.close()
+    await until_calls_end(measured.server)
 
     assert measured.value("grpc_call_duration_seconds_count", method=APPLY) == 4
     for code, reason in (
@@ -114,6 +115,7 @@ async def test_cancelled_and_unknown_calls_are_counted(
     unknown: Any = measured.client.channel.unary_unary("/pointbook.v1.PointsService/Unknown")
     with pytest.raises(grpc.aio.AioRpcError):
         await unknown(b"", metadata=(("authorization", f"Bearer {admin_token}"),))
+    await until_calls_end(measured.server)
     labels = {"method": "unknown", "code": "UNIMPLEMENTED", "reason": "UNKNOWN_METHOD"}
     assert measured.value("grpc_call_errors_total", **labels) == 1
     assert measured.value("grpc_calls_running") == 0

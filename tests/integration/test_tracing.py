@@ -25,7 +25,7 @@ from support.clocks import TestClock
 from support.json_logs import json_logs
 from support.outbox import Outbox
 from support.refusals import refused
-from support.servers import server_settings, stop_idle
+from support.servers import server_settings, stop_idle, until_calls_end
 from support.shims import APPLIED, points_body, webhook_sender
 from support.shops import Shop
 from support.traces import RecordedTracing, id_of, trace_of
@@ -109,6 +109,7 @@ async def test_calls_that_share_a_batch_are_linked_with_it(traced: Traced, shop:
 
 async def test_errors_of_callers_are_no_errors_of_the_span(traced: Traced, shop: Shop) -> None:
     await refused(traced.apply(shop, ""))
+    await until_calls_end(traced.server)
 
     (call,) = traced.tracing.named(APPLY)
     assert call.status.status_code is StatusCode.UNSET
@@ -120,6 +121,7 @@ async def test_errors_of_callers_are_no_errors_of_the_span(traced: Traced, shop:
 async def test_a_failure_of_the_server_is_an_error_of_the_span(traced: Traced, shop: Shop) -> None:
     traced.server._database.cut()
     await refused(traced.apply(shop, "buyer"))
+    await until_calls_end(traced.server)
 
     (call,) = traced.tracing.named(APPLY)
     assert call.status.status_code is StatusCode.ERROR
@@ -130,6 +132,7 @@ async def test_strangers_cause_no_spans(traced: Traced, shop: Shop) -> None:
     request = points_pb2.ApplyPointsUpdateRequest(update=shop.update())
     await refused(stranger.points.ApplyPointsUpdate(request, metadata=TRACEPARENT))
     await stranger.close()
+    await until_calls_end(traced.server)
 
     assert traced.tracing.named(APPLY) == []
 

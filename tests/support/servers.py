@@ -17,6 +17,7 @@ from pointbook_server.settings import ServerSettings
 from support.clients import Client
 from support.clocks import TestClock
 from support.outbox import Outbox
+from support.waiting import until
 
 CODE_KEY = base64.b64encode(b"k" * 32).decode()
 QUARANTINE_KEY = base64.b64encode(b"q" * 32).decode()
@@ -42,6 +43,14 @@ class Service:
     clock: TestClock
     outbox: Outbox
     database_url: str
+
+
+async def until_calls_end(server: Server) -> None:
+    """Wait until no unary call runs on a server.
+
+    A refused call is logged, measured and traced after its caller has the answer. Raises TimeoutError.
+    """
+    await until(lambda: len(server._running_calls) == 0)
 
 
 async def stop_idle(server: Server) -> None:
