@@ -48,6 +48,7 @@ from support.outbox import Outbox
 from support.refusals import Refusal, refusal, refused
 from support.servers import Service, server_settings
 from support.shops import Shop
+from support.statements import recorded_statements
 from support.tokens import make_token
 from support.unique_names import unique
 
@@ -103,20 +104,13 @@ async def test_put_and_get_return_every_field_of_a_customer(client: Client, shop
         assert await find_customer_id(client, shop, **identifier) == "alice"
 
 
-async def test_a_lookup_is_one_statement(client: Client, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lookup_is_one_statement(client: Client, shop: Shop) -> None:
     """Every redemption looks up its customer."""
     customer = full_customer(shop)
     await put_customer(client, customer)
-    statements: list[str] = []
-    fetch_one = Connection.fetch_one
-
-    async def record(connection: Connection, statement: Statement, values: Any = None) -> Any:
-        statements.append(statement.sql)
-        return await fetch_one(connection, statement, values)
-
-    monkeypatch.setattr(Connection, "fetch_one", record)
-    for identifier in ({"mobile": customer.mobile}, {"buyer": customer.buyers[0]}, {"card_number": "card-1"}):
-        assert await find_customer_id(client, shop, **identifier) == "alice"
+    with recorded_statements(shop) as statements:
+        for identifier in ({"mobile": customer.mobile}, {"buyer": customer.buyers[0]}, {"card_number": "card-1"}):
+            assert await find_customer_id(client, shop, **identifier) == "alice"
 
     assert len(statements) == 3
 

@@ -289,17 +289,13 @@ async def test_calls_of_a_killed_server_are_retried_at_the_other_one(
     assert arrivals.of(GET_ACCESS) == calls
 
 
-async def test_a_call_waits_for_a_server_that_is_starting(
-    database_url: str, admin_token: str, arrivals: Arrivals
-) -> None:
+async def test_a_call_waits_for_a_server_that_is_starting(database_url: str, admin_token: str) -> None:
     port = free_port()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS) as channel:
         call = asyncio.create_task(get_access(channel, admin_token))
         await until(lambda: channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE)
         async with running_server(database_url, grpc_address=f"127.0.0.1:{port}"):
             assert (await call).scopes
-
-    assert arrivals.of(GET_ACCESS) == 1
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pointbook_server.customers.customer_repository import CustomerRepository
 from pointbook_server.customers.model import GroupKey, Identifier, IdentifierKind
 from pointbook_server.customers.tombstones import Tombstones
 from pointbook_server.customers.transactions import CustomerTransactions
-from pointbook_server.db.database import Connection, Database, Statement
+from pointbook_server.db.database import Connection, Database
 from pointbook_server.ledger.model import AccountKey
 from pointbook_server.metrics import Metrics
 from pointbook_server.validation_codes.transactions import ValidationCodeTransactions
@@ -23,6 +23,7 @@ from support.clients import Client
 from support.refusals import refused
 from support.servers import Service
 from support.shops import Shop
+from support.statements import recorded_statements
 from support.unique_names import unique
 
 NAMES = ("ada", "bob", "cyd", "dan")
@@ -222,28 +223,21 @@ async def test_concurrent_puts_and_deletes_of_one_group_never_fail_internally(cl
 
 
 async def test_a_redemption_finds_a_group_in_one_statement(
-    client: Client, store: CustomerTransactions, people: Shop, monkeypatch: pytest.MonkeyPatch
+    client: Client, store: CustomerTransactions, people: Shop
 ) -> None:
     made = group(people, "ada", "bob", "dan", external_id="family-1")
     made.members[1].blocked = made.members[1].is_default = True
     await put_group(client, made)
-    statements: list[str] = []
-    fetch_one = Connection.fetch_one
-
-    async def record(connection: Connection, statement: Statement, values: Any = None) -> Any:
-        statements.append(statement.sql)
-        return await fetch_one(connection, statement, values)
-
-    monkeypatch.setattr(Connection, "fetch_one", record)
-    found = [
-        await store.find_group(people.merchant_id, by, key)
-        for by, key in (
-            (GroupKey.ID, "g"),
-            (GroupKey.EXTERNAL_ID, "family-1"),
-            (GroupKey.PRIMARY_CUSTOMER, "ada"),
-            (GroupKey.DEFAULT_OF_CUSTOMER, "bob"),
-        )
-    ]
+    with recorded_statements(people) as statements:
+        found = [
+            await store.find_group(people.merchant_id, by, key)
+            for by, key in (
+                (GroupKey.ID, "g"),
+                (GroupKey.EXTERNAL_ID, "family-1"),
+                (GroupKey.PRIMARY_CUSTOMER, "ada"),
+                (GroupKey.DEFAULT_OF_CUSTOMER, "bob"),
+            )
+        ]
 
     assert len(statements) == 4
     assert found.count(found[0]) == 4
