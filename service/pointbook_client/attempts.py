@@ -1,5 +1,7 @@
 """What is known about the earlier attempts of a call that is sent again."""
 
+import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +25,14 @@ class Attempts:
 
     def __init__(self, timeout_seconds: float) -> None:
         self._seconds = timeout_seconds + SETTLE_SECONDS
-        self._ends: dict[object, float] = {}
-        """When each attempt that has no certain result cannot take effect any more."""
+        self._lock = threading.Lock()
+        self._running: dict[object, float] = {}
+        """When each running attempt cannot take effect any more."""
+        self._lost_until = -math.inf
+        """When no attempt without a certain result can take effect any more.
+
+        One time stands for all of them: a caller may try for hours.
+        """
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
@@ -33,18 +41,23 @@ class Attempts:
         Sets `outcome_unknown` of its PointbookError if another attempt may still take effect.
         """
         own = object()
-        self._ends[own] = time.monotonic() + self._seconds
+        with self._lock:
+            self._running[own] = time.monotonic() + self._seconds
         try:
             yield
         except PointbookError as error:
-            if not error.outcome_unknown:
-                del self._ends[own]
-                error.outcome_unknown = self._may_take_effect()
+            is_open = self._end(own, is_lost=error.outcome_unknown)
+            error.outcome_unknown = error.outcome_unknown or is_open
             raise
-        else:
-            del self._ends[own]
+        except BaseException:
+            self._end(own, is_lost=True)
+            raise
+        self._end(own, is_lost=False)
 
-    def _may_take_effect(self) -> bool:
-        """Return whether an attempt may still take effect."""
-        now = time.monotonic()
-        return any(now < end for end in tuple(self._ends.values()))
+    def _end(self, own: object, *, is_lost: bool) -> bool:
+        """End an attempt, and return whether one may still take effect."""
+        with self._lock:
+            end = self._running.pop(own)
+            if is_lost:
+                self._lost_until = max(self._lost_until, end)
+            return time.monotonic() < max([self._lost_until, *self._running.values()])

@@ -1,5 +1,7 @@
 """When the refusal of a redemption is final, although another attempt was cut off."""
 
+import gc
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -93,6 +95,38 @@ def test_cancelled_attempt_counts_as_a_lost_answer(attempts: Attempts) -> None:
         raise KeyboardInterrupt
 
     assert fail(attempts, REFUSED)
+
+
+def test_attempts_against_a_dead_server_need_no_memory(attempts: Attempts, clock: Clock) -> None:
+    def try_often() -> None:
+        for _ in range(2_000):
+            assert fail(attempts, UNAVAILABLE)
+            clock.now += 0.001
+
+    try_often()
+    tracemalloc.start()
+    try:
+        try_often()
+        gc.collect()  # the errors and their tracebacks
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert held < 10_000
+    assert fail(attempts, REFUSED)
+
+
+def test_refusal_waits_for_the_last_of_many_lost_attempts(attempts: Attempts, clock: Clock) -> None:
+    with failing(attempts, UNAVAILABLE):
+        clock.now += 5
+        assert fail(attempts, UNAVAILABLE)
+        clock.now += TIMEOUT_SECONDS - 5
+
+    clock.now += SETTLE_SECONDS + 4.9
+    assert fail(attempts, REFUSED)
+
+    clock.now += 0.1
+    assert not fail(attempts, REFUSED)
 
 
 def test_attempt_settles_within_the_limits_of_the_server() -> None:
