@@ -18,7 +18,7 @@ from pointbook_client.errors import (
     read_details,
 )
 from pointbook_client.observers import CallObserver, log_failures
-from pointbook_client.reasons import BY_REASON
+from pointbook_client.reasons import BY_REASON, InvalidFieldsError
 
 _CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _AUTHORIZATION_KEY = "authorization"
@@ -26,6 +26,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """The request ids that servers use."""
 TIMEOUT_SECONDS_MAX = 86_400.0
 """The longest deadline. gRPC takes one that it cannot represent, such as infinity, for one that has passed."""
+REQUEST_BYTES_MAX = 1024 * 1024
+"""The largest request that servers read."""
 Metadata = tuple[tuple[str, str | bytes], ...]
 
 
@@ -81,6 +83,20 @@ def usable_request_id(request_id: str) -> str:
     It may come from a caller outside, and grpcio fails calls with some characters.
     """
     return request_id if _REQUEST_ID.fullmatch(request_id) else ""
+
+
+def size_error(size: int) -> PointbookError | None:
+    """Return the error of a request of so many bytes, or None if servers read it.
+
+    gRPC would send it, and fail the call without a reason, as if sending it again could help.
+    """
+    if size <= REQUEST_BYTES_MAX:
+        return None
+    return InvalidFieldsError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"The request has {size:,} bytes, which are more than {REQUEST_BYTES_MAX:,}.",
+        reason="INVALID_FIELDS",
+    )
 
 
 def _bearer(token: str) -> str:

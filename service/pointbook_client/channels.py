@@ -6,7 +6,7 @@ from typing import Any, Generic, NoReturn, Self
 
 import grpc
 
-from pointbook_client.calls import CallDefaults
+from pointbook_client.calls import CallDefaults, size_error
 from pointbook_client.connections import AioConnection, C, Connection, SyncConnection
 
 OwnMetadata = Iterable[tuple[str, str | bytes]]
@@ -19,6 +19,7 @@ class _Method(Generic[C]):
         self._connection = connection
         self._defaults = defaults
         self._name = name
+        self._serializer = coders.pop("request_serializer", None)
         self._coders = coders
         self._last: tuple[C, Any] | None = None
 
@@ -29,6 +30,16 @@ class _Method(Generic[C]):
             last = (channel, channel.unary_unary(self._name, **self._coders))
             self._last = last
         return last[1]
+
+    def _serialize(self, request: Any) -> bytes:
+        """Return a request as it is sent.
+
+        Raises InvalidFieldsError if it is too large, and TypeError if it is no message.
+        """
+        serialized: bytes = self._serializer(request) if self._serializer else request
+        if error := size_error(len(serialized)):
+            raise error
+        return serialized
 
     def _timeout(self, timeout: float | None) -> float:
         return self._defaults.timeout_seconds if timeout is None else timeout
@@ -44,9 +55,10 @@ class _AioMethod(_Method[grpc.aio.Channel]):
         **more: Any,
     ) -> Any:
         """Call the method, and return its response. Raises PointbookError."""
+        serialized = self._serialize(request)
         with self._defaults.running(self._name, metadata) as sent:
             try:
-                return await self._current()(request, timeout=self._timeout(timeout), metadata=sent, **more)
+                return await self._current()(serialized, timeout=self._timeout(timeout), metadata=sent, **more)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if self._connection.is_closed and task is not None and not task.cancelling():
@@ -60,8 +72,9 @@ class _SyncMethod(_Method[grpc.Channel]):
         self, request: Any, timeout: float | None = None, metadata: OwnMetadata | None = None, **more: Any
     ) -> Any:
         """Call the method, and return its response. Raises PointbookError."""
+        serialized = self._serialize(request)
         with self._defaults.running(self._name, metadata) as sent:
-            return self._current()(request, timeout=self._timeout(timeout), metadata=sent, **more)
+            return self._current()(serialized, timeout=self._timeout(timeout), metadata=sent, **more)
 
     # The types of stubs have these two as well. They would raise grpcio's errors, so they say what to use instead.
 

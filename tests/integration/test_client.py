@@ -41,6 +41,7 @@ from pointbook_client.otel import OpenTelemetry
 from pointbook_client.testing.ports import free_port
 from pointbook_server.access.model import ALL_MERCHANTS, Scope
 from pointbook_server.programs.model import Channel
+from pointbook_server.rpc.listening import MESSAGE_BYTES_MAX
 from pointbook_server.server import Server
 from support.certificates import Authority
 from support.clocks import NOW_MS, TestClock, at
@@ -518,6 +519,42 @@ async def test_retries_can_be_turned_off(retries: bool, calls: int) -> None:  # 
 
     assert len(servicer.calls) == calls
     assert len({call["x-request-id"] for call in servicer.calls}) == 1
+
+
+async def test_request_that_no_server_reads_is_not_sent(
+    service: Service, pointbook: PointbookClient, admin_token: str, shop: Shop
+) -> None:
+    def asked_for(size: int) -> programs_pb2.GetStoreRequest:
+        frame = 4
+        return programs_pb2.GetStoreRequest(
+            merchant_id=shop.merchant_id, store_id="x" * (size - frame - 2 - len(shop.merchant_id))
+        )
+
+    largest, too_large = asked_for(MESSAGE_BYTES_MAX), asked_for(MESSAGE_BYTES_MAX + 1)
+    assert largest.ByteSize() == MESSAGE_BYTES_MAX
+
+    with pytest.raises(reasons.InvalidFieldsError) as refused:
+        await pointbook.programs.GetStore(largest)
+    with pytest.raises(reasons.InvalidFieldsError) as not_sent:
+        await pointbook.programs.GetStore(too_large)
+    with (
+        sync.connect(f"127.0.0.1:{service.server.port}", token=admin_token) as client,
+        pytest.raises(reasons.InvalidFieldsError) as not_sent_by_threads,
+    ):
+        client.programs.GetStore(too_large)
+
+    assert refused.value.violations
+    for raised in (not_sent, not_sent_by_threads):
+        assert str(raised.value) == (
+            "INVALID_ARGUMENT: INVALID_FIELDS: The request has 1,048,577 bytes, which are more than 1,048,576."
+        )
+        assert not raised.value.outcome_unknown
+
+
+async def test_request_of_another_type_is_named(pointbook: PointbookClient) -> None:
+    wrong: Any = "store-1"
+    with pytest.raises(TypeError, match="str"):
+        await pointbook.programs.GetStore(wrong)
 
 
 async def test_own_channel_options_replace_those_of_the_client() -> None:
