@@ -22,6 +22,7 @@ from pointbook_client import (
     retrying,
     sync,
 )
+from pointbook_client.calls import REQUEST_BYTES_MAX
 from pointbook_server.errors import PointbookError as ServerError
 from pointbook_server.reasons import REASONS, Reason
 from pointbook_server.rpc.status_mapping import to_status
@@ -46,6 +47,8 @@ class ScriptedPoints(points_pb2_grpc.PointsServiceServicer):
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         """The event ids of each call."""
+        self.sizes: list[int] = []
+        """The bytes of each call's request."""
         self.applied: defaultdict[str, list[str]] = defaultdict(list)
         """The event ids that each buyer's account received, in order."""
         self.call_errors: Iterator[ServerError | grpc.StatusCode | None] = iter(())
@@ -60,6 +63,7 @@ class ScriptedPoints(points_pb2_grpc.PointsServiceServicer):
     ) -> points_pb2.BatchApplyPointsUpdatesResponse:
         """Apply the updates; those after a failed one of the same account fail, too."""
         self.batches.append([update.event_id for update in request.updates])
+        self.sizes.append(request.ByteSize())
         error = next(self.call_errors, None)
         if isinstance(error, grpc.StatusCode):
             await context.abort(error, "set by the test")
@@ -141,6 +145,55 @@ async def test_more_updates_than_a_call_takes_are_applied_in_order(
     assert [each.outcome for each in again if not isinstance(each, PointbookError)] == [DUPLICATE] * 3
     account = await service.client.account(shop.merchant_id, shop.store_id, "buyer-0")
     assert (account.points_balance, account.drift) == (767, 0)
+
+
+async def test_updates_of_more_bytes_than_a_call_takes_are_sent_in_order(shop: Shop) -> None:
+    updates, failures = updates_of(shop, 60), list[PointbookError]()
+    for number, update in enumerate(updates):
+        update.webhook.shop_domain = "x" * (100 * 1024 if number % 7 else 700 * 1024)
+    async with scripted() as (server, client, _):
+        server.error_of = failing_once(updates, 0, 7, 30, 59, reason=Reason.QUEUE_FULL)
+        results = await client.apply_updates(updates, on_retry=failures.append)
+
+    assert len(results) == 60
+    assert not [result for result in results if isinstance(result, PointbookError)]
+    assert server.applied == order_of(updates)
+    assert len(failures) == 4
+    assert max(server.sizes) <= REQUEST_BYTES_MAX
+
+
+async def test_update_that_fits_into_no_call_fails_alone(service: Service, admin_token: str, shop: Shop) -> None:
+    updates = updates_of(shop, 5)
+    updates[1].webhook.shop_domain = "x" * REQUEST_BYTES_MAX
+    updates[3].webhook.shop_domain = "x" * (REQUEST_BYTES_MAX - 1_000)
+    async with connect(f"127.0.0.1:{service.server.port}", token=admin_token) as client:
+        results = await client.apply_updates(updates)
+
+    assert [getattr(result, "reason", "") for result in results] == ["", "INVALID_FIELDS", "", "INVALID_FIELDS", ""]
+    too_large, too_long = results[1], results[3]
+    assert isinstance(too_large, reasons.InvalidFieldsError)
+    assert isinstance(too_long, reasons.InvalidFieldsError)
+    assert "1,048,576" in too_large.message
+    assert [violation.field for violation in too_long.violations] == ["update.webhook.shop_domain"]
+
+
+async def test_most_updates_of_a_call_fit_although_each_is_the_largest(
+    service: Service, admin_token: str, shop: Shop
+) -> None:
+    updates = updates_of(shop, 1_000)
+    for number, update in enumerate(updates):
+        update.event_id = f"{number:0128}"
+        update.buyer_id = f"{number % 3:064}"
+        update.updated_scene = points_pb2.POINTS_UPDATE_SCENE_UNSPECIFIED
+        update.unrecognized_scene = "S" * 64
+        update.points_expiry_time.FromDatetime(at(NOW_MS + 10_000_000).ToDatetime())
+        update.webhook.CopyFrom(
+            points_pb2.WebhookMetadata(webhook_id="w" * 128, shop_domain="d" * 255, api_version="v" * 64)
+        )
+    async with connect(f"127.0.0.1:{service.server.port}", token=admin_token) as client:
+        results = await client.apply_updates(updates)
+
+    assert [result for result in results if isinstance(result, PointbookError)] == []
 
 
 async def test_result_of_each_update_is_in_its_place(service: Service, admin_token: str, shop: Shop) -> None:
