@@ -1,10 +1,12 @@
 """The testing kit in a pytest of its own, as its users run it."""
 
 import json
+import os
 import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,16 +29,24 @@ asyncio_default_fixture_loop_scope = function
 """
 UNTIL_KILLED = """
 import json
+import os
 import signal
 from pathlib import Path
 
 
 def test_that_does_not_end(pointbook, pointbook_session):
+    fork = os.fork() if Path("forks").exists() else None
+    if fork == 0:
+        # The fork outlives pytest. It has its own process group, but not its output.
+        os.setsid()
+        os.closerange(0, 3)
+        signal.pause()
+        os._exit(0)
     # A shell starts its background jobs with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     processes = [each._process.pid for each in (pointbook_session._database, pointbook_session._server)]
     folder = str(pointbook_session._messages_file.parent)
-    Path("running.new").write_text(json.dumps({"processes": processes, "folder": folder}))
+    Path("running.new").write_text(json.dumps({"processes": processes, "folder": folder, "fork": fork}))
     Path("running.new").rename("running.json")
     signal.pause()
 """
@@ -106,26 +116,35 @@ async def test_a_failed_test_shows_the_log_of_the_server(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="processes are looked up in /proc")
+@pytest.mark.parametrize("has_fork", [False, True])
 @pytest.mark.parametrize("order", [signal.SIGKILL, signal.SIGINT])
-async def test_nothing_is_left_when_pytest_ends_early(folder: Path, order: signal.Signals) -> None:
+async def test_nothing_is_left_when_pytest_ends_early(
+    folder: Path,
+    order: signal.Signals,
+    has_fork: bool,  # noqa: FBT001 - a parameter of pytest
+) -> None:
+    if has_fork:
+        (folder / "forks").touch()
     (folder / "test_endless.py").write_text(UNTIL_KILLED)
     process = await Running.start(*PYTEST, environment=clean_environment({}), folder=folder, cwd=folder)
 
     async def is_running() -> bool:
         return (folder / "running.json").exists()
 
+    running: dict[str, Any] = {}
     try:
         await process.until(is_running)
-        running = json.loads((folder / "running.json").read_text())
+        running |= json.loads((folder / "running.json").read_text())
         database = Path(running["folder"])
         assert (database / "server.log").exists()
         postgres = int((database / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
         await process.stop(order)
+        left = [*(Path("/proc", str(pid)) for pid in (*running["processes"], postgres)), database]
+        await until(lambda: not any(each.exists() for each in left), seconds=30)
     finally:
         await process.kill()
-
-    left = [*(Path("/proc", str(pid)) for pid in (*running["processes"], postgres)), database]
-    await until(lambda: not any(each.exists() for each in left), seconds=30)
+        if fork := running.get("fork"):
+            os.kill(fork, signal.SIGKILL)
 
 
 async def test_the_client_imports_neither_pytest_nor_the_server() -> None:

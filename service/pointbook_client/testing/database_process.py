@@ -1,7 +1,7 @@
 """The process of the tests' database, which owns the database's folder.
 
-`python -m pointbook_client.testing.database_process FOLDER` deletes the folder when its parent closes its standard
-input or is killed.
+`python -m pointbook_client.testing.database_process PARENT FOLDER` deletes the folder when its parent asks for its end,
+or is killed.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_client.testing.requests import serve_requests
 
 
-async def run(folder: Path) -> None:
+async def run(parent: int, folder: Path) -> None:
     """Run a PostgreSQL in a folder, and delete the folder at the end."""
     postgres = EmbeddedPostgres(folder / "postgres", fsync=False)
 
@@ -23,11 +23,11 @@ async def run(folder: Path) -> None:
         return {"url": postgres.url()}
 
     try:
-        await serve_requests({"start": start})
+        await serve_requests(parent, {"start": start})
     finally:
         await postgres.stop()
         shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
-    asyncio.run(run(Path(sys.argv[1])))
+    asyncio.run(run(int(sys.argv[1]), Path(sys.argv[2])))

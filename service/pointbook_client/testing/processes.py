@@ -1,5 +1,6 @@
 """Child processes that do what a test asks for, and end with it."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ _READ_BYTES = 64 * 1024
 class ChildProcess:
     """A Python module that serves requests in a process of its own.
 
-    It ends when its standard input closes, so it also ends when this process is killed.
+    The first argument of the module is the process id of this process, with which it ends, also if that is killed.
     """
 
     def __init__(self, module: str, *arguments: str, log: Path) -> None:
@@ -35,7 +36,7 @@ class ChildProcess:
         with log.open("ab") as errors:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 # -P: modules of the tests' folder must not replace those of the server.
-                (sys.executable, "-P", "-m", module, *arguments),
+                (sys.executable, "-P", "-m", module, str(os.getpid()), *arguments),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -72,8 +73,12 @@ class ChildProcess:
 
     def stop(self) -> None:
         """Ask the process to end, wait until it has, and kill it if it takes too long."""
-        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-        self._process.stdin.close()
+        stdin = self._process.stdin
+        assert stdin is not None  # noqa: S101 - it is a pipe
+        with contextlib.suppress(BrokenPipeError):
+            # Closing it is not enough: a fork of this process holds it open too.
+            stdin.write(b"\n")
+        stdin.close()
         try:
             self._process.wait(STOP_SECONDS_MAX)
         except subprocess.TimeoutExpired:

@@ -1,12 +1,14 @@
 """The process of the tests' server.
 
-`python -m pointbook_client.testing.server_process` runs the server of production with a clock that its parent moves and
-with senders that capture messages. The parent asks for both over standard input, so that no client of the server can.
+`python -m pointbook_client.testing.server_process PARENT` runs the server of production with a clock that its parent
+moves and with senders that capture messages. The parent asks for both over standard input, so that no client of the
+server can.
 """
 
 import base64
 import json
 import os
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -162,17 +164,18 @@ class ServerProcess:
         return {}
 
 
-async def run() -> None:
+async def run(parent: int) -> None:
     """Serve the parent's requests until its end."""
     process = ServerProcess()
     await serve_requests(
+        parent,
         {
             "migrate": process.migrate,
             "create_token": process.create_token,
             "start": process.start,
             "set_clock": process.set_clock,
             "fail_deliveries": process.fail_deliveries,
-        }
+        },
     )
     # The database ends with the parent too, so a clean end would preserve nothing.
     os._exit(0)
@@ -180,4 +183,4 @@ async def run() -> None:
 
 if __name__ == "__main__":
     configure_logs("INFO", json=False)
-    uvloop.run(run())
+    uvloop.run(run(int(sys.argv[1])))
