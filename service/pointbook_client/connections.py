@@ -1,6 +1,7 @@
 """Connections that follow their credentials, as gRPC's own are immutable."""
 
 import asyncio
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -111,6 +112,10 @@ class SyncConnection(Connection[grpc.Channel]):
     """A connection for threads."""
 
     def __init__(self, settings: ConnectSettings) -> None:
+        self._process = os.getpid()
+        self._fork_lock = threading.Lock()
+        self._inherited: tuple[grpc.Channel, ...] = ()
+        """Channels that belong to the parent of this process."""
         self._replaced: list[tuple[float, grpc.Channel]] = []
         super().__init__(settings)
 
@@ -118,6 +123,28 @@ class SyncConnection(Connection[grpc.Channel]):
         if credentials is None:
             return grpc.insecure_channel(self._target, options=self._options)
         return grpc.secure_channel(self._target, credentials, options=self._options)
+
+    def channel(self) -> grpc.Channel:
+        """Return the channel for new calls, in a forked process one of its own.
+
+        There, calls on the channel of the parent fail, or hang beyond their deadlines.
+        """
+        if os.getpid() != self._process and not self._is_closed:
+            with self._fork_lock:
+                if os.getpid() != self._process:
+                    self._reopen()
+        return super().channel()
+
+    def _reopen(self) -> None:
+        """Open a channel for this process, and leave those of its parent alone."""
+        self._inherited += (self._channel, *(channel for _, channel in self._replaced))
+        self._replaced = []
+        # Another thread of the parent may have held it, and does not run here.
+        self._lock = threading.Lock()
+        # gRPC would share the sockets of the parent between channels to the same address.
+        self._options = (*self._options, ("grpc.use_local_subchannel_pool", 1))
+        self._channel = self._open(self._credentials)
+        self._process = os.getpid()
 
     def _close_later(self, replaced: grpc.Channel) -> None:
         """Close the channels that were replaced long ago.

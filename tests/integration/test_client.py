@@ -48,6 +48,7 @@ from support.clocks import NOW_MS, TestClock, at
 from support.codes import add_customers
 from support.connections import superuser
 from support.outbox import Outbox
+from support.processes import clean_environment, finish
 from support.redemption import account_points, earn
 from support.server_proxy import server_proxy
 from support.servers import Service, running_server, server_settings, stop_idle, until_calls_end
@@ -359,6 +360,33 @@ async def test_threads_share_a_client(service: Service, admin_token: str, shop: 
 
     assert len(set(ids)) == 21
     assert await account_points(service.client, shop) == (500, 290, 210)
+
+
+async def test_fork_connects_anew_with_the_client_for_threads(service: Service, admin_token: str, shop: Shop) -> None:
+    program = f"""
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pointbook_client import PointbookError, sync
+
+def call(*_):
+    try:
+        client.get_redemption({shop.merchant_id!r}, reference="none")
+    except PointbookError as error:
+        return error.reason or str(error)
+
+address, token = "127.0.0.1:{service.server.port}", {admin_token!r}
+with sync.connect(address, token=token, retries=False, timeout=10) as client:
+    print(call(), flush=True)
+    if (pid := os.fork()) == 0:
+        with ThreadPoolExecutor(4) as threads:
+            print(*set(threads.map(call, range(8))), flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    print(call(), flush=True)
+"""
+    finished = await finish(sys.executable, "-c", program, environment=clean_environment({}))
+
+    assert finished.out.splitlines() == ["REDEMPTION_NOT_FOUND"] * 3
 
 
 async def test_closed_client_for_threads_refuses_calls(service: Service, admin_token: str, shop: Shop) -> None:
