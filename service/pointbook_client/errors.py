@@ -34,7 +34,8 @@ _CERTAIN_CODES = frozenset(
 class FieldViolation:
     """A wrong field of a request.
 
-    `field` is its path, such as `customer.mobile`, and `description` the rule that it breaks.
+    `field` is its path, such as `customer.mobile`, or empty for the whole request, and `description` the rule that it
+    breaks.
     """
 
     field: str
@@ -107,7 +108,7 @@ class PointbookError(grpc.RpcError):
 
     def __str__(self) -> str:
         cause = ": ".join(part for part in (self.grpc_code.name, self.reason, self.message) if part)
-        fields = "; ".join(f"{violation.field}: {violation.description}" for violation in self.violations)
+        fields = "; ".join(": ".join(filter(None, (each.field, each.description))) for each in self.violations)
         request = f"request {self.request_id}" if self.request_id else ""
         return " ".join([cause, *(f"({part})" for part in (fields, request) if part)])
 

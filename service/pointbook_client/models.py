@@ -219,7 +219,9 @@ class Redemption:
     buyer: Buyer | None
     actor: str
     reversals: tuple[RedemptionReversal, ...]
+    """The newest 100, newest first. Only `get_redemption` and `list_redemptions` load them."""
     reversals_truncated: bool
+    """Whether there are more."""
 
     @classmethod
     def from_message(cls, message: redemption_pb2.Redemption) -> Self:

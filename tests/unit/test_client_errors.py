@@ -180,6 +180,16 @@ def test_missing_and_broken_details_leave_code_and_message(trailing: Any) -> Non
     assert (error.message, error.request_id, error.status_code) == ("No.", "r-1", None)
 
 
+def test_violation_of_the_whole_request_has_no_field() -> None:
+    error = PointbookError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "No.",
+        violations=[FieldViolation("", "is no request"), FieldViolation("a", "b")],
+    )
+
+    assert str(error) == "INVALID_ARGUMENT: No. (is no request; a: b)"
+
+
 def test_delay_beyond_all_times_is_ignored() -> None:
     info = ErrorInfo(reason="QUEUE_FULL", domain="pointbook")
     failed = with_details(info, RetryInfo(retry_delay=Duration(seconds=2**62)), code=grpc.StatusCode.RESOURCE_EXHAUSTED)
