@@ -17,6 +17,7 @@ from pointbook_client.errors import (
     PointbookError,
     read_details,
 )
+from pointbook_client.keywords import check_type
 from pointbook_client.observers import CallObserver, log_failures
 from pointbook_client.reasons import BY_REASON, InvalidFieldsError
 
@@ -44,6 +45,17 @@ class CallDefaults:
         if not 0 < self.timeout_seconds <= TIMEOUT_SECONDS_MAX:
             raise ValueError("the timeout must be more than 0 seconds, and at most a day")
 
+    def timeout(self, own: float | None) -> float:
+        """Return the deadline of a call in seconds: its own, if it has one.
+
+        Raises ValueError if gRPC cannot represent it.
+        """
+        if own is None:
+            return self.timeout_seconds
+        if not own <= TIMEOUT_SECONDS_MAX:
+            raise ValueError("the timeout must be at most a day")
+        return own
+
     @contextmanager
     def running(self, method: str, own: Iterable[tuple[str, str | bytes]] | None) -> Iterator[Metadata]:
         """Yield the metadata of the call that is made in the block.
@@ -53,9 +65,8 @@ class CallDefaults:
         """
         sent = dict(own or ())
         request_id = sent.setdefault(REQUEST_ID_KEY, self.request_id or secrets.token_hex(16))
-        if _AUTHORIZATION_KEY not in sent and (token := self.token().strip()):
-            # A token that was read from a file may end with a line break.
-            sent[_AUTHORIZATION_KEY] = _bearer(token)
+        if _AUTHORIZATION_KEY not in sent and (token := _usable_token(self.token())):
+            sent[_AUTHORIZATION_KEY] = f"Bearer {token}"
         observed = None
         with log_failures():
             observed = self.observer.start(method) if self.observer else None
@@ -99,14 +110,16 @@ def size_error(size: int) -> PointbookError | None:
     )
 
 
-def _bearer(token: str) -> str:
-    """Return the value of the authorization header.
+def _usable_token(token: str) -> str:
+    """Return a token without blanks around it, such as the line break of a file.
 
-    Raises ValueError if the token cannot be sent, as gRPC's own error would contain it.
+    Raises TypeError and ValueError if it cannot be sent, as gRPC's own error would contain it.
     """
+    check_type(str, token=token)
+    token = token.strip()
     if not (token.isascii() and token.isprintable()):
         raise ValueError("the token has characters that no header can have")
-    return f"Bearer {token}"
+    return token
 
 
 def to_error(error: Any, request_id: str) -> PointbookError:

@@ -41,9 +41,6 @@ class _Method(Generic[C]):
             raise error
         return serialized
 
-    def _timeout(self, timeout: float | None) -> float:
-        return self._defaults.timeout_seconds if timeout is None else timeout
-
 
 class _AioMethod(_Method[grpc.aio.Channel]):
     async def __call__(
@@ -55,10 +52,10 @@ class _AioMethod(_Method[grpc.aio.Channel]):
         **more: Any,
     ) -> Any:
         """Call the method, and return its response. Raises PointbookError."""
-        serialized = self._serialize(request)
+        serialized, seconds = self._serialize(request), self._defaults.timeout(timeout)
         with self._defaults.running(self._name, metadata) as sent:
             try:
-                return await self._current()(serialized, timeout=self._timeout(timeout), metadata=sent, **more)
+                return await self._current()(serialized, timeout=seconds, metadata=sent, **more)
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if self._connection.is_closed and task is not None and not task.cancelling():
@@ -72,9 +69,9 @@ class _SyncMethod(_Method[grpc.Channel]):
         self, request: Any, timeout: float | None = None, metadata: OwnMetadata | None = None, **more: Any
     ) -> Any:
         """Call the method, and return its response. Raises PointbookError."""
-        serialized = self._serialize(request)
+        serialized, seconds = self._serialize(request), self._defaults.timeout(timeout)
         with self._defaults.running(self._name, metadata) as sent:
-            return self._current()(serialized, timeout=self._timeout(timeout), metadata=sent, **more)
+            return self._current()(serialized, timeout=seconds, metadata=sent, **more)
 
     # The types of stubs have these two as well. They would raise grpcio's errors, so they say what to use instead.
 

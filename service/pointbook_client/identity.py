@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from pointbook.v1 import identity_pb2
+from pointbook_client.keywords import check_type
 
 _IDENTIFIERS = ("mobile", "email", "external_id", "card_number", "card_external_id", "buyer")
 
@@ -14,6 +15,9 @@ class Buyer:
 
     store_id: str
     buyer_id: str
+
+    def __post_init__(self) -> None:
+        check_type(str, store_id=self.store_id, buyer_id=self.buyer_id)
 
     @classmethod
     def from_message(cls, message: identity_pb2.Buyer) -> Self:
@@ -46,8 +50,11 @@ class CustomerRef:
     buyer: Buyer | None = None
 
     def __post_init__(self) -> None:
-        if len(self._identifiers()) != 1:
+        identifiers = self._identifiers()
+        if len(identifiers) != 1:
             raise ValueError(f"a customer has exactly one of {', '.join(_IDENTIFIERS)}")
+        check_type(str, merchant_id=self.merchant_id)
+        check_type(str if self.buyer is None else Buyer, **identifiers)
 
     def _identifiers(self) -> dict[str, str | Buyer]:
         """Return the identifiers that are set."""

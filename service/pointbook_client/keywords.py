@@ -1,4 +1,4 @@
-"""Keyword arguments that a TypedDict describes."""
+"""Arguments whose mistakes Python or protobuf would not name."""
 
 from collections.abc import Mapping
 
@@ -10,3 +10,13 @@ def check_names(given: Mapping[str, object], known: type) -> None:
     """
     if unknown := sorted(given.keys() - known.__annotations__.keys()):
         raise TypeError(f"unexpected keyword argument: {', '.join(unknown)}")
+
+
+def check_type(expected: type, **named: object) -> None:
+    """Raise TypeError for an argument of another type.
+
+    The error of protobuf would not name it. The value is left out, as it may be personal data.
+    """
+    for name, value in named.items():
+        if not isinstance(value, expected):
+            raise TypeError(f"{name} must be a {expected.__name__}, not {type(value).__name__}")

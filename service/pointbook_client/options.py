@@ -57,15 +57,17 @@ def connect_settings(
     """Return the settings of a connection.
 
     Without `tls` it is in plaintext on loopback, and uses TLS with gRPC's own roots elsewhere. Raises OSError if a file
-    of `tls` cannot be read, and ValueError for an address that gRPC does not understand.
+    of `tls` cannot be read, ValueError for an address with http:// or blanks, and TypeError for another `tls`.
     """
     check_names(options, ConnectOptions)
-    if not address or address.startswith(("http://", "https://")):
-        raise ValueError("an address is like `points.internal:50051`, without http://")
+    if not address or address.startswith(("http://", "https://")) or address != address.strip():
+        raise ValueError("an address is like `points.internal:50051`, without http:// and blanks around it")
     if tls is None:
         tls = not is_loopback(address)
     if isinstance(tls, bool):
         tls = Tls() if tls else None
+    if not (tls is None or isinstance(tls, Tls) or callable(tls)):
+        raise TypeError("tls must be Tls(…), True, False, or a function that returns credentials")
     server_name = tls.server_name if isinstance(tls, Tls) else ""
     own = channel_options(
         retries=options.get("retries", True),

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from pointbook.v1 import identity_pb2, points_pb2, redemption_pb2
 from pointbook_client.identity import Buyer, CustomerRef
-from pointbook_client.keywords import check_names
+from pointbook_client.keywords import check_names, check_type
 from pointbook_client.models import PointsUpdateType, RedemptionState, ValidationType, to_timestamp
 
 PLAIN_DIGITS_MAX = 30
@@ -264,9 +264,12 @@ def _reference(given: str | None) -> str:
 
     Raises ValueError if it is empty: in place of a lost one, a new reference would redeem again.
     """
-    if given == "":
+    if given is None:
+        return new_reference()
+    check_type(str, reference=given)
+    if not given:
         raise ValueError("the reference is empty")
-    return new_reference() if given is None else given
+    return given
 
 
 def _at_least_one(points: int) -> int:
@@ -301,13 +304,20 @@ def _amount(customer: CustomerRef, program_id: int, points: int | None, options:
 def _decimal(value: Decimal) -> str:
     """Return a decimal as text without an exponent, unless that would be long.
 
-    The server refuses a long one anyway; that of 1E+999999999, a user's input, would fill the memory.
+    The server refuses a long one anyway; that of 1E+999999999, a user's input, would fill the memory. Raises TypeError
+    for a float, which is not the amount that it shows.
     """
+    check_type(Decimal, currency_value=value)
     return f"{value:f}" if abs(value.adjusted()) <= PLAIN_DIGITS_MAX else str(value)
 
 
 def _code(options: CodeOptions) -> dict[str, Any]:
-    """Return the fields of requests that may have a code."""
+    """Return the fields of requests that may have a code.
+
+    Raises TypeError for a code that is a number, which has lost its leading zeros.
+    """
+    if (code := options.get("validation_code")) is not None:
+        check_type(str, validation_code=code)
     return {name: options.get(name) for name in ("validation_code", "challenge_id", "skip_validation")}
 
 

@@ -1,6 +1,7 @@
 """The client's requests and models: amounts, names, times, and newer servers."""
 
 import re
+import uuid
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -350,3 +351,23 @@ def test_enums_may_be_given_by_their_names() -> None:
     assert build_redeem(10, validation_type=kind).validation_type == redemption_pb2.VALIDATION_TYPE_SMS
     with pytest.raises(ValueError, match="'TELEX' is not a valid ValidationType"):
         build_redeem(10, validation_type="TELEX")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Buyer(cast("str", 17182), "b"), "store_id must be a str, not int"),
+        (lambda: Buyer("s", cast("str", None)), "buyer_id must be a str, not NoneType"),
+        (lambda: CustomerRef(cast("str", 2000), mobile=MOBILE), "merchant_id must be a str, not int"),
+        (lambda: CustomerRef("m", mobile=cast("str", 13812345678)), "mobile must be a str, not int"),
+        (lambda: CustomerRef("m", buyer=cast("Buyer", "buyer-1")), "buyer must be a Buyer, not str"),
+        (lambda: build_redeem(None, currency_value=1.1), "currency_value must be a Decimal, not float"),
+        (lambda: build_redeem(1, validation_code=12345), "validation_code must be a str, not int"),
+        (lambda: build_reverse(reference=uuid.uuid4()), "reference must be a str, not UUID"),
+    ],
+)
+def test_argument_of_another_type_is_named_without_its_value(build: Any, message: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        build()
+
+    assert str(caught.value) == message

@@ -69,7 +69,7 @@ def test_token_leaves_this_machine_only_encrypted(address: str) -> None:
     assert isinstance(settings_of(address).credentials(), grpc.ChannelCredentials)
 
 
-@pytest.mark.parametrize("address", ["", "http://points.internal:50051", "https://127.0.0.1:50051"])
+@pytest.mark.parametrize("address", ["", "http://points.internal:50051", "https://127.0.0.1:50051", "localhost:1\n"])
 def test_address_of_no_server_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="an address is like"):
         settings_of(address)
@@ -91,6 +91,11 @@ def test_own_credentials_are_used() -> None:
     credentials = grpc.ssl_channel_credentials()
 
     assert settings_of("localhost:50051", tls=lambda: credentials).credentials() is credentials
+
+
+def test_path_in_place_of_tls_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"tls must be Tls\("):
+        settings_of("localhost:50051", tls="/etc/pointbook/ca.crt")
 
 
 def test_missing_file_is_found_at_once(tmp_path: Path) -> None:
@@ -213,6 +218,15 @@ def test_timeout_that_no_call_can_meet_is_refused(timeout: float) -> None:
         settings_of("localhost:1", timeout=timeout)
 
 
+@pytest.mark.parametrize("timeout", [float("nan"), float("inf"), 1e12])
+def test_timeout_of_a_call_that_grpc_takes_for_one_that_has_passed_is_refused(timeout: float) -> None:
+    defaults = settings_of("localhost:1").defaults
+
+    with pytest.raises(ValueError, match="at most a day"):
+        defaults.timeout(timeout)
+    assert [defaults.timeout(own) for own in (None, 0.0, -1.0, 86_400.0)] == [20.0, 0.0, -1.0, 86_400.0]
+
+
 @pytest.mark.parametrize("token", ["", "\n"])
 def test_without_a_token_none_is_sent(token: str) -> None:
     with CallDefaults(1.0, lambda: token).running("/a/B", None) as metadata:
@@ -228,6 +242,12 @@ def test_token_that_cannot_be_sent_is_not_in_the_error(token: str) -> None:
         pass
 
     assert "pb_" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", [None, b"pb_a.b", 5])
+def test_token_that_is_no_text_is_named(token: Any) -> None:
+    with pytest.raises(TypeError, match="token must be a str"), CallDefaults(1.0, lambda: token).running("/a/B", None):
+        pass
 
 
 def test_own_metadata_come_before_the_defaults() -> None:
