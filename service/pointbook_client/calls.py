@@ -81,7 +81,10 @@ class CallDefaults:
         except grpc.RpcError as error:
             failure = to_error(error, str(request_id))
             code = failure.grpc_code
-            raise failure from None
+            try:
+                raise failure from None
+            finally:
+                del failure  # Its traceback has this frame, which would keep the call until a collection of garbage.
         finally:
             if observed is not None:
                 with log_failures():

@@ -1,9 +1,11 @@
 """The client's exceptions: one for each reason, with what the server says."""
 
 import copy
+import gc
 import pickle
 from collections.abc import Iterable
 from typing import Any
+from weakref import ref
 
 import grpc
 import pytest
@@ -16,7 +18,7 @@ from grpc_status import rpc_status
 
 from pointbook.v1 import points_pb2
 from pointbook_client import errors, reasons
-from pointbook_client.calls import to_error, to_update_error
+from pointbook_client.calls import CallDefaults, to_error, to_update_error
 from pointbook_client.errors import BY_CODE, FieldViolation, PointbookError
 from pointbook_client.reasons import BY_REASON
 from pointbook_server.errors import FieldViolation as ServerViolation
@@ -250,6 +252,20 @@ def test_error_survives_another_process() -> None:
         assert str(same) == str(error)
         assert (same.metadata, same.reason, same.outcome_unknown) == ({"a": "b"}, "INSUFFICIENT_POINTS", False)
     assert pickle.loads(pickle.dumps(PointbookError(grpc.StatusCode.UNKNOWN, "?"))).metadata == {}  # noqa: S301 - as above
+
+
+def test_error_is_freed_without_a_garbage_collection() -> None:
+    refused = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata())
+    gc.disable()
+    try:
+        try:
+            with CallDefaults(1.0, lambda: "").running("/a/B", None):
+                raise refused
+        except PointbookError as error:
+            found = ref(error)
+        assert found() is None
+    finally:
+        gc.enable()
 
 
 def test_error_is_caught_as_one_of_grpc() -> None:
