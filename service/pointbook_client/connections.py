@@ -6,6 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import grpc
 
@@ -16,6 +17,9 @@ CREDENTIALS_CHECK_SECONDS = 1.0
 """The interval at which a connection checks whether its credentials have changed."""
 REPLACED_CHANNEL_SECONDS = 60.0
 """How long a replaced channel stays open for its calls."""
+
+_PROCESSES: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
+"""The process of each event loop that has had a client: a fork also has those of its parent."""
 
 C = TypeVar("C", bound="grpc.Channel | grpc.aio.Channel")
 
@@ -75,7 +79,15 @@ class AioConnection(Connection[grpc.aio.Channel]):
     """A connection of the running event loop."""
 
     def __init__(self, settings: ConnectSettings) -> None:
+        """Open it.
+
+        Raises RuntimeError in a process that was forked while the event loop of a client existed: gRPC would end the
+        process, or not end the call.
+        """
         self._loop = asyncio.get_running_loop()
+        if any(process != os.getpid() and not loop.is_closed() for loop, process in _PROCESSES.items()):
+            raise RuntimeError("this process was forked beside a client for asyncio: start it by `spawn`")
+        _PROCESSES[self._loop] = os.getpid()
         self._closing: set[asyncio.Task[None]] = set()
         super().__init__(settings)
 

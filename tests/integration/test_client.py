@@ -389,6 +389,41 @@ with sync.connect(address, token=token, retries=False, timeout=10) as client:
     assert finished.out.splitlines() == ["REDEMPTION_NOT_FOUND"] * 3
 
 
+async def test_fork_beside_a_client_for_asyncio_is_named(service: Service, admin_token: str, shop: Shop) -> None:
+    program = f"""
+import asyncio
+import os
+from pointbook_client import PointbookError, connect
+
+address, token = "127.0.0.1:{service.server.port}", {admin_token!r}
+
+async def call():
+    async with connect(address, token=token) as client:
+        try:
+            await client.get_redemption({shop.merchant_id!r}, reference="none")
+        except PointbookError as error:
+            print(error.reason, flush=True)
+
+def call_in_a_fork():
+    if (pid := os.fork()) == 0:
+        try:
+            asyncio.run(call())
+        except RuntimeError as error:
+            print(error, flush=True)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+with asyncio.Runner() as runner:
+    runner.run(call())
+    call_in_a_fork()
+"""
+    finished = await finish(sys.executable, "-c", program, environment=clean_environment({}))
+
+    refused = "this process was forked beside a client for asyncio: start it by `spawn`"
+    assert finished.out.splitlines() == ["REDEMPTION_NOT_FOUND", refused]
+
+
 async def test_closed_client_for_threads_refuses_calls(service: Service, admin_token: str, shop: Shop) -> None:
     def run() -> None:
         client = sync.connect(f"127.0.0.1:{service.server.port}", token=admin_token)
