@@ -1,26 +1,28 @@
 """Shared functions of commands: settings, running until a signal, and failing."""
 
-import asyncio
 import gc
 import os
 import signal
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-from zoneinfo import ZoneInfo
 
 import typer
-from pydantic_settings import BaseSettings
 
 from pointbook_cli.exit_codes import EXIT_USAGE
 
 if TYPE_CHECKING:
+    import asyncio
+    from zoneinfo import ZoneInfo
+
+    from pydantic_settings import BaseSettings
+
     from shopline_shim.settings import ShimSettings
 
 
 GC_THRESHOLD = 20_000
-"""The number of new objects after which a service's garbage collector runs."""
+"""The number of new objects after which the garbage collector runs."""
 
-S = TypeVar("S", bound=BaseSettings)
+S = TypeVar("S", bound="BaseSettings")
 T = TypeVar("T")
 
 
@@ -40,7 +42,7 @@ def load_settings(settings_class: type[S], *required: str, **overrides: Any) -> 
 
 
 def check_settings(
-    *classes: type[BaseSettings], required: tuple[str, ...] = (), overrides: dict[str, Any] | None = None
+    *classes: "type[BaseSettings]", required: tuple[str, ...] = (), overrides: dict[str, Any] | None = None
 ) -> None:
     """End the command with one line if settings are invalid, missing or unknown."""
     from pointbook_cli.settings_checks import settings_problems
@@ -72,8 +74,10 @@ def load_client_settings(grpc_address: str) -> "ShimSettings":
     return load_settings(ShimSettings, **({"grpc_address": grpc_address} if grpc_address else {}))
 
 
-def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -> T:
+def run_until_stopped(main: "Callable[[asyncio.Event], Coroutine[Any, Any, T]]") -> T:
     """Run a service or a long command; SIGINT and SIGTERM set its stop event."""
+    import asyncio
+
     import uvloop
 
     from pointbook_common.open_files import raise_open_files
@@ -86,16 +90,16 @@ def run_until_stopped(main: Callable[[asyncio.Event], Coroutine[Any, Any, T]]) -
         return await main(stop)
 
     raise_open_files()
-    # Imported modules live until the end, and a call leaves little garbage. With Python's default threshold, the
-    # collector would scan all objects after every other call, which takes a tenth of the time.
+    # Imported modules live until the end, so the collector need not scan them again.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(GC_THRESHOLD, 20, 20)
     return uvloop.run(run())
 
 
-def parse_time_zone(name: str) -> ZoneInfo:
+def parse_time_zone(name: str) -> "ZoneInfo":
     """Parse an IANA time zone, or end the command."""
+    from zoneinfo import ZoneInfo
+
     try:
         return ZoneInfo(name)
     except (ValueError, OSError, KeyError):

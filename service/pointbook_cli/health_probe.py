@@ -1,19 +1,19 @@
 """Health checks of a running server or shim, for containers."""
 
+import contextlib
+import json
 import ssl
-from dataclasses import replace
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 
-import httpx
-from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pydantic import field_validator
 
 from pointbook_cli.server_access import local_address
 from pointbook_client import PointbookError
 from pointbook_client.sync import PointbookClient, connect
-from pointbook_common.certificates import SettingFile, TlsFiles, load, name_of
-from shopline_shim.server_connection import ServerTls, client_tls_files, server_name_options, server_tls, to_credentials
+from shopline_shim.server_connection import server_tls
 from shopline_shim.settings import ShimSettings, split_address
 
 TIMEOUT_SECONDS = 3.0
@@ -60,25 +60,11 @@ def _connect(settings: ProbeSettings, address: str) -> PointbookClient:
     if cert is None or key is None:
         tls = server_tls(settings)
     else:
-        own = TlsFiles(SettingFile("POINTBOOK_TLS_CERT_FILE", cert), SettingFile("POINTBOOK_TLS_KEY_FILE", key))
-        tls = _presented_tls(settings, address, own)
+        from pointbook_cli.presented_tls import presented_tls  # noqa: PLC0415 - plaintext starts faster without it
+
+        own = None if settings.tls_client_ca_file is None else (cert, key)
+        tls = presented_tls(settings, address, own, timeout_seconds=TIMEOUT_SECONDS)
     return connect(address, timeout=TIMEOUT_SECONDS, retries=False, wait_for_ready=False, **tls)
-
-
-def _presented_tls(settings: ProbeSettings, address: str, own: TlsFiles) -> ServerTls:
-    """Return TLS that trusts the certificate which the server presents.
-
-    The server's own certificate is that of the probe, if one is needed and none is set. Raises OSError.
-    """
-    presented = ssl.get_server_certificate(split_address(address), timeout=TIMEOUT_SECONDS).encode()
-    files = TlsFiles()
-    if settings.client_cert_file is not None:
-        files = client_tls_files(settings) or files
-    elif settings.tls_client_ca_file is not None:
-        files = own
-    credentials = to_credentials(replace(load(files), ca=presented))
-    name = name_of(x509.load_pem_x509_certificate(presented))
-    return ServerTls(tls=lambda: credentials, channel_options=server_name_options(name))
 
 
 def probe_shim(settings: ShimSettings) -> tuple[bool, str]:
@@ -86,12 +72,19 @@ def probe_shim(settings: ShimSettings) -> tuple[bool, str]:
 
     The cause is the detail of its response; empty without a response.
     """
-    address = local_address(settings.http_address)
-    url = f"http{'s' if settings.http_tls_cert_file else ''}://{address}/readyz"
+    host, port = split_address(local_address(settings.http_address))
+    if settings.http_tls_cert_file:
+        tls = _unverified_context()
+        connection: HTTPConnection = HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=tls)
+    else:
+        connection = HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
     try:
-        response = httpx.get(url, timeout=TIMEOUT_SECONDS, trust_env=False, verify=_unverified_context())
-        return response.is_success, "" if response.is_success else str(response.json()["detail"])
-    except (httpx.HTTPError, ValueError, TypeError, KeyError):
+        with contextlib.closing(connection):
+            connection.request("GET", "/readyz")
+            response = connection.getresponse()
+            body = response.read()
+        return (True, "") if response.status == HTTPStatus.OK else (False, str(json.loads(body)["detail"]))
+    except (OSError, HTTPException, ValueError, TypeError, KeyError):
         return False, ""
 
 

@@ -17,6 +17,8 @@ CUSTOMER_UPDATE_KINDS = {
 
 Source: docs/reference/shopline-webhooks.md#customer-webhooks
 """
+TRANSLATED_TOPICS = frozenset({POINTS_TOPIC, STORE_ERASURE_TOPIC, *CUSTOMER_UPDATE_KINDS})
+"""All topics that the shim translates. Topics are case-sensitive."""
 STORED_HEADERS = frozenset(
     {
         "x-shopline-topic",

@@ -11,8 +11,6 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from email_validator import EmailNotValidError, validate_email
-
 SUBMISSION_PORT = 587
 SUBMISSION_TLS_PORT = 465
 STATUS_MIN = 200
@@ -106,6 +104,8 @@ def parse_smtp_url(url: str) -> SmtpServer:
 
 def parse_mail_sender(text: str) -> MailSender:
     """Parse `address` or `Name <address>`."""
+    from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415 - few commands send e-mails
+
     display_name, address = parseaddr(text)
     try:
         ascii_address = validate_email(address, check_deliverability=False, globally_deliverable=False).ascii_email

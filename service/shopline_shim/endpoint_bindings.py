@@ -5,12 +5,14 @@ Source: docs/reference/shopline-webhooks.md#what-the-signature-does-not-cover
 
 import json
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints, ValidationError, field_validator
-from starlette.datastructures import Headers, MutableHeaders
 
-from shopline_shim import translate
+from pointbook_common.shopline_webhooks import TRANSLATED_TOPICS
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
 
 ENDPOINTS_MAX = 1_000
 _ENDPOINT_ID = re.compile(r"[A-Za-z0-9_-]{16,128}")
@@ -33,8 +35,8 @@ class EndpointBinding(BaseModel):
     @field_validator("topics")
     @classmethod
     def _check_topics(cls, topics: tuple[str, ...]) -> tuple[str, ...]:
-        if not translate.TRANSLATED_TOPICS.issuperset(topics):
-            raise ValueError(f"must be of {', '.join(sorted(translate.TRANSLATED_TOPICS))}")
+        if not TRANSLATED_TOPICS.issuperset(topics):
+            raise ValueError(f"must be of {', '.join(sorted(TRANSLATED_TOPICS))}")
         return topics
 
     def resolve_topic(self, header_topic: str) -> str:
@@ -44,16 +46,16 @@ class EndpointBinding(BaseModel):
         """
         return self.topics[0] if not header_topic and len(self.topics) == 1 else header_topic
 
-    def complete_headers(self, headers: Headers, topic: str) -> Headers:
+    def complete_headers(self, headers: "Headers", topic: str) -> "Headers":
         """Return the headers with missing ones added from the binding."""
-        completed = MutableHeaders(raw=list(headers.raw))
+        completed = headers.mutablecopy()
         completed.setdefault("X-Shopline-Topic", topic)
         completed.setdefault("X-Shopline-Merchant-Id", self.merchant_id)
         if len(self.store_ids) == 1:
             completed.setdefault("X-Shopline-Shop-Id", self.store_ids[0])
         return completed
 
-    def find_mismatch(self, headers: Headers, topic: str) -> str:
+    def find_mismatch(self, headers: "Headers", topic: str) -> str:
         """Return how the headers contradict the binding; empty if they do not."""
         if topic not in self.topics:
             return "X-Shopline-Topic must be a topic of the endpoint"

@@ -22,7 +22,6 @@ __all__ = [
     "POINTS_TOPIC",
     "REDACT_TOPIC",
     "STORE_ERASURE_TOPIC",
-    "TRANSLATED_TOPICS",
     "MalformedWebhook",
     "OutOfBoundsWebhook",
     "customer_update",
@@ -40,8 +39,6 @@ CUSTOMER_TOPICS = {
 """The topics that `customer_update` translates, and the kind of each."""
 ERASURE_TOPICS = frozenset({REDACT_TOPIC, STORE_ERASURE_TOPIC})
 """The topics that request the erasure of personal data."""
-TRANSLATED_TOPICS = frozenset({POINTS_TOPIC, STORE_ERASURE_TOPIC, *CUSTOMER_TOPICS})
-"""All topics that are translated. Topics are case-sensitive."""
 
 _MERCHANT_ID_HEADER = "X-Shopline-Merchant-Id"
 _SHOP_ID_HEADER = "X-Shopline-Shop-Id"

@@ -17,7 +17,7 @@ from pointbook.v1 import customers_pb2, identity_pb2, points_pb2, programs_pb2, 
 from pointbook_client import PointbookError
 from pointbook_common.durations import HOUR_MS
 from pointbook_common.line_limit import LineLimit
-from pointbook_common.shopline_webhooks import select_headers
+from pointbook_common.shopline_webhooks import TRANSLATED_TOPICS, select_headers
 from pointbook_common.tracing import Span
 from shopline_shim import quarantine_cause, signature, translate
 from shopline_shim.endpoint_bindings import EndpointBinding
@@ -35,7 +35,7 @@ _IGNORED_TOPICS = frozenset(
     {"app_memberSystem_points/update", "apps/installed_uninstalled", "customers/disable", "customers/enable"}
 )
 """Topics that are ignored on purpose, and counted by name. Source: docs/reference/shopline-webhooks.md#other-topics"""
-_TOPIC_LABELS = {topic: topic for topic in translate.TRANSLATED_TOPICS | _IGNORED_TOPICS} | {"": "missing"}
+_TOPIC_LABELS = {topic: topic for topic in TRANSLATED_TOPICS | _IGNORED_TOPICS} | {"": "missing"}
 """Metric labels by topic. All others count as `other`, so that a sender cannot create labels."""
 FORGED = "forged"
 FAILURES = frozenset({"error", "unavailable", "quarantine_failed"})
@@ -150,7 +150,7 @@ class WebhooksEndpoint:
 
     async def _apply(self, webhook: AuthenticWebhook) -> tuple[str, Response]:
         """Apply an authentic webhook, or quarantine it if it cannot be applied."""
-        if webhook.topic and webhook.topic not in translate.TRANSLATED_TOPICS:
+        if webhook.topic and webhook.topic not in TRANSLATED_TOPICS:
             return "ignored", JSONResponse({"outcome": "IGNORED"})
         try:
             self._check_headers(webhook)

@@ -24,13 +24,18 @@ LENGTH = struct.Struct("!I")
 DESCRIPTORS = ("stdin", "stdout", "stderr", "reply")
 """The descriptors of a request. `reply` receives the process id and then the exit code, each as a line."""
 LIBRARIES = (
+    "aiosmtplib",
     "alembic.operations",
     "alembic.runtime.migration",
     "alembic.script",
     "asyncpg",
     "cryptography.hazmat.primitives.ciphers.aead",
+    "cryptography.hazmat.primitives.serialization",
     "cryptography.x509",
     "email_validator",
+    "google.api.annotations_pb2",
+    "google.protobuf.json_format",
+    "google.protobuf.struct_pb2",
     "google.protobuf.timestamp_pb2",
     "google.protobuf.wrappers_pb2",
     "google.rpc.error_details_pb2",
@@ -40,7 +45,9 @@ LIBRARIES = (
     "grpc_status.rpc_status",
     "httptools",
     "httpx",
-    "prometheus_client",
+    "iso4217",
+    "phonenumbers",
+    "prometheus_client.core",
     "pydantic_settings",
     "rich.markdown",
     "rich.table",
@@ -48,9 +55,11 @@ LIBRARIES = (
     "sqlalchemy.ext.asyncio",
     "starlette.applications",
     "structlog",
+    "typer._adapters",
+    "typer._click.decorators",
     "typer.main",
     "typer.rich_utils",
-    "uvicorn",
+    "uvicorn.protocols.http.httptools_impl",
     "uvloop",
 )
 

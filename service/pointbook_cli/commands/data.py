@@ -1,6 +1,5 @@
 """`pointbook migrate`, `pointbook import` and `pointbook verify`."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,6 @@ import typer
 from pointbook_cli.command_line import fail, load_client_settings, load_server_settings, run_until_stopped
 from pointbook_cli.commands.options import ServerOption
 from pointbook_cli.exit_codes import EXIT_PROBLEMS
-from pointbook_cli.terminal import count_of
 
 app = typer.Typer()
 
@@ -42,7 +40,10 @@ def migrate(
 
     A database that a later release has migrated stays as it is.
     """
+    import asyncio
+
     from pointbook_cli.migration_text import describe_pending
+    from pointbook_cli.terminal import count_of
     from pointbook_server.db.migrations import LOCK_WAIT_SECONDS, check_cluster, distribute, read_stored_revision
     from pointbook_server.db.migrations import migrate as run_migrations
     from pointbook_server.db.migrations.revisions import all_revisions

@@ -1,6 +1,5 @@
 """`pointbook doctor`: checks an installation."""
 
-import asyncio
 import os
 import sys
 from typing import Annotated
@@ -22,6 +21,8 @@ def doctor(
 
     The exit code is 0 if there are no problems, and 1 otherwise. Each check has a time limit.
     """
+    import asyncio
+
     from pointbook_cli.doctor.output import exit_code, print_findings, to_json
     from pointbook_cli.doctor.runner import run_checks
     from pointbook_server.logs import configure_logs

@@ -89,7 +89,7 @@ def replay_quarantined(
     The exit code is 1 if some are refused.
     """
     from pointbook_cli.quarantine_client import enum_names, replay_all
-    from shopline_shim.translate import TRANSLATED_TOPICS
+    from pointbook_common.shopline_webhooks import TRANSLATED_TOPICS
 
     if as_topic and as_topic not in TRANSLATED_TOPICS:
         fail(f"--as-topic must be one of {', '.join(sorted(TRANSLATED_TOPICS))}")

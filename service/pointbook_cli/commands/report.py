@@ -1,6 +1,5 @@
 """`pointbook report`: points, redemptions and one-time codes of a merchant."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import date, datetime
 from pathlib import Path
@@ -100,6 +99,8 @@ def _days(first: datetime | None, last: datetime | None) -> tuple[date | None, d
 
 def _report(read: Callable[[str, Any], Awaitable[Any]], query: Any, *, as_csv: bool, output: Path | None) -> None:
     """Read a report, and print or write it."""
+    import asyncio
+
     from pointbook_cli.report_tables import print_table, write_csv
 
     _, url = load_server_settings()

@@ -1,6 +1,5 @@
 """`pointbook token`: create, list, rotate and revoke bearer tokens."""
 
-import asyncio
 import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar
@@ -108,11 +107,12 @@ def revoke_token(token_id: Annotated[str, typer.Argument(help=TOKEN_ID_HELP)]) -
 
 def _run_with_tokens(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """Run a function on the tokens of the database in the settings."""
+    _, url = load_server_settings()
+    import asyncio
+
     from pointbook_cli.services.database_checks import check_migrated
     from pointbook_server.access.transactions import TokenTransactions
     from pointbook_server.db.database import Database
-
-    _, url = load_server_settings()
 
     async def run() -> T:
         await check_migrated(url)
