@@ -1,5 +1,6 @@
 """Prometheus rules and the dashboard in deploy/, and the names that they use."""
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ class Names:
     labels: frozenset[str]
 
 
+@functools.cache
 def load_rules() -> list[dict[str, Any]]:
     """Return all rules in their order."""
     return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]

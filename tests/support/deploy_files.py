@@ -1,6 +1,7 @@
 """The files of deploy/, and the processes of Pointbook that they start."""
 
 import configparser
+import functools
 import shlex
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,7 @@ class DeployedProcess:
         return int(self.environment[f"POINTBOOK_{setting}"].rpartition(":")[2])
 
 
+@functools.cache  # Parsing takes long, and many tests read the same files.
 def documents(path: Path) -> list[Any]:
     """Return the documents of a YAML file."""
     return list(yaml.safe_load_all(path.read_text()))
@@ -50,7 +52,8 @@ def documents(path: Path) -> list[Any]:
 
 def compose() -> dict[str, Any]:
     """Return the compose file."""
-    content: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
+    content: dict[str, Any]
+    (content,) = documents(COMPOSE)
     return content
 
 

@@ -1,6 +1,7 @@
 """Alert rules, their tests, the dashboard, the runbook and the metrics agree."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -84,6 +85,8 @@ def test_rules_are_valid_and_alerts_fire_when_they_should(arguments: tuple[str, 
     finished = subprocess.run(
         [PROMTOOL, *arguments],
         cwd=RULES.parent,
+        # Otherwise it spends a fifth of its time on garbage.
+        env={**os.environ, "GOGC": "400"},
         capture_output=True,
         text=True,
         timeout=PROMTOOL_SECONDS_MAX,

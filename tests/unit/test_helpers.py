@@ -2,12 +2,14 @@
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
+@cache
 def definitions(path: Path) -> list[Definition]:
     """Return the functions and classes of a file, without its tests and fixtures."""
     return [

@@ -6,6 +6,7 @@ import pytest
 
 from pointbook_server.programs.model import ValidationSettings
 from pointbook_server.validation_codes.code_format import LETTERS_AND_DIGITS, generate_code, normalize_code
+from support.examples import examples
 
 
 def test_code_has_six_digits_by_default() -> None:
@@ -99,7 +100,7 @@ def chi_square_deviation(counts: Counter[str], cells: int) -> float:
 @pytest.mark.parametrize("alphanumeric", [False, True])
 def test_codes_are_uniformly_distributed(*, alphanumeric: bool) -> None:
     validation = ValidationSettings(alphanumeric=alphanumeric)
-    codes = [generate_code(validation) for _ in range(1_000_000)]
+    codes = [generate_code(validation) for _ in range(examples(1_000_000))]
     characters = "".join(codes)
 
     for position in range(6):
