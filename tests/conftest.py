@@ -1,5 +1,6 @@
 """Fixtures: PostgreSQL per process, database and server per file, shop per test."""
 
+import gc
 from collections.abc import AsyncIterator, Callable, Generator
 
 import pytest
@@ -39,6 +40,20 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect the tests, and keep the garbage collector from their objects.
+
+    It would read these million objects again and again, but they stay until the end.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)
