@@ -40,7 +40,7 @@ test: setup ## Run the tests.
 
 soak: setup ## Run the slow soak and chaos tests in full, and then `growth`.
 	SOAK_MINUTES=$${SOAK_MINUTES:-30} $(BIN)/python -m pytest -m soak
-	$(TEST) --hypothesis-profile full tests/property tests/unit
+	$(TEST) --hypothesis-profile full tests/integration tests/property tests/unit
 	$(BIN)/python bench/growth.py
 
 lint: setup ## Check style, types, layers, protos, the Dockerfile, the documentation and that generated code is current.

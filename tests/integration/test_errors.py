@@ -29,6 +29,7 @@ from support.clients import Client
 from support.clocks import NOW_MS, TestClock, at
 from support.database_proxy import DatabaseProxy, proxied
 from support.embedded_database import Cluster
+from support.examples import examples
 from support.json_logs import json_logs
 from support.probes import grpc_health
 from support.refusals import refusal, refused
@@ -247,7 +248,7 @@ async def test_random_requests_never_cause_an_internal_error(client: Client, sho
     await client.benefits.PutCustomPrivilege(valid_requests(shop)["BenefitsService/PutCustomPrivilege"])
     quarantined = await client.webhooks.QuarantineWebhook(valid_requests(shop)["WebhooksService/QuarantineWebhook"])
     chance = random.Random(method)  # noqa: S311 - the same requests in every run
-    requests = [valid_requests(shop, quarantined.quarantine_id)[method] for _ in range(300)]
+    requests = [valid_requests(shop, quarantined.quarantine_id)[method] for _ in range(examples(300))]
     for request in requests[1:]:
         for _ in range(chance.choice((1, 1, 2, 4))):
             corrupt(chance, request)

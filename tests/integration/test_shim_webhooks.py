@@ -24,6 +24,7 @@ from pointbook_common.shopline_webhooks import POINTS_TOPIC
 from pointbook_server.errors import FieldViolation, PointbookError, store_not_found
 from pointbook_server.reasons import Reason
 from shopline_shim import signature
+from support.examples import examples
 from support.fake_servers import (
     BODY,
     RAW_BODY,
@@ -499,7 +500,7 @@ def random_body(generator: random.Random) -> bytes:
 
 async def test_random_signed_bodies_are_200_and_log_no_errors(shim: RunningShim) -> None:
     generator = random.Random(20250601)  # noqa: S311 - repeatable
-    raw_bodies = iter([random_body(generator) for _ in range(4000)])
+    raw_bodies = iter([random_body(generator) for _ in range(examples(4_000))])
 
     with structlog.testing.capture_logs() as logs:
         statuses = await asyncio.gather(*(shim.deliver_all(raw_bodies) for _ in range(16)))

@@ -1,4 +1,4 @@
-"""The number of Hypothesis examples: a share in `make test`, all in `make soak`."""
+"""The number of random examples: a share in `make test`, all in `make soak`."""
 
 from hypothesis import settings
 
