@@ -12,6 +12,7 @@ from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_client.testing.folders import fastest_place
 
 _LOGGED = {"log_min_messages": "warning", "log_min_error_statement": "error", "log_error_verbosity": "default"}
+_LOG_MORE = ";".join(f"ALTER ROLE ALL SET {name} = {value}" for name, value in _LOGGED.items())
 """PostgreSQL's default log settings. The embedded database logs less, since errors may quote rows."""
 
 
@@ -31,6 +32,7 @@ class Cluster:
         """Start the server. Raises EmbeddedPostgresError if it cannot run here."""
         try:
             await self._postgres.start()
+            await self._execute(_LOG_MORE)
         except BaseException:
             await self.stop()
             raise
@@ -63,10 +65,8 @@ class Cluster:
         """Clone a template, and return the URL of the copy. Calls may be concurrent."""
         self._clones += 1
         name = f"{template}_{self._clones}"
-        # The default strategy is WAL_LOG. FILE_COPY makes two checkpoints, and takes 1.5 times as long, sometimes
-        # 300 ms longer.
-        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-        await self._execute(";".join(f'ALTER DATABASE "{name}" SET {each} = {_LOGGED[each]}' for each in _LOGGED))
+        # The default strategy WAL_LOG reads and logs each page, which takes twice the CPU time.
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
         return self.url(name)
 
     async def _make_template(self, name: str, prepare: Callable[[str], Awaitable[None]]) -> None:
