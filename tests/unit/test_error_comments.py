@@ -3,8 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-
 from pointbook_server.reasons import REASONS, Reason
 
 ERRORS_PROTO = Path(__file__).parents[2] / "proto/pointbook/v1/errors.proto"
@@ -23,44 +21,47 @@ def comments() -> dict[str, str]:
 COMMENTS = comments()
 
 
-def item(reason: Reason, label: str) -> str:
-    """Return the text after a label in the comment of a reason, without its full stop."""
-    found = re.findall(rf"\b{label}: (.+?)\.(?= [A-Z]|$)", COMMENTS[reason.value], re.MULTILINE)
-    assert len(found) <= 1
-    return found[0] if found else ""
+def items(label: str) -> dict[Reason, str]:
+    """Return the text after a label in the comment of each reason, without its full stop.
+
+    It is empty where the comment lacks the label.
+    """
+    found = {
+        reason: re.findall(rf"\b{label}: (.+?)\.(?= [A-Z]|$)", COMMENTS[reason.value], re.MULTILINE)
+        for reason in Reason
+    }
+    assert [reason for reason, texts in found.items() if len(texts) > 1] == []
+    return {reason: texts[0] if texts else "" for reason, texts in found.items()}
 
 
 def test_every_reason_has_a_comment() -> None:
     assert {reason.value for reason in Reason} == set(COMMENTS)
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_the_comment_opens_with_the_name_and_the_cause(reason: Reason) -> None:
-    assert COMMENTS[reason.value].startswith(f" ERROR_REASON_{reason}: ")
+def test_comments_open_with_the_name_and_the_cause() -> None:
+    assert [each for each in Reason if not COMMENTS[each.value].startswith(f" ERROR_REASON_{each}: ")] == []
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_the_comment_states_the_grpc_code(reason: Reason) -> None:
-    assert item(reason, "gRPC code") == REASONS[reason].grpc_code.value
+def test_comments_state_the_grpc_code() -> None:
+    assert items("gRPC code") == {reason: spec.grpc_code.value for reason, spec in REASONS.items()}
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_the_comment_states_the_status_code(reason: Reason) -> None:
-    assert item(reason, "Status code") == str(REASONS[reason].status_code or "")
+def test_comments_state_the_status_code() -> None:
+    assert items("Status code") == {reason: str(spec.status_code or "") for reason, spec in REASONS.items()}
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_the_comment_states_the_resource(reason: Reason) -> None:
-    resource = REASONS[reason].resource
-    assert item(reason, "Resource") == (f"{resource.type}, named by `{resource.metadata_key}`" if resource else "")
+def test_comments_state_the_resource() -> None:
+    assert items("Resource") == {
+        reason: f"{spec.resource.type}, named by `{spec.resource.metadata_key}`" if spec.resource else ""
+        for reason, spec in REASONS.items()
+    }
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_the_comment_states_whether_a_retry_helps(reason: Reason) -> None:
-    assert item(reason, "Retry") == REASONS[reason].retry.value
+def test_comments_state_whether_a_retry_helps() -> None:
+    assert items("Retry") == {reason: spec.retry.value for reason, spec in REASONS.items()}
 
 
-@pytest.mark.parametrize("reason", Reason)
-def test_the_comment_states_cure_and_metadata(reason: Reason) -> None:
-    assert item(reason, "Cure")
-    assert item(reason, "Metadata")
+def test_comments_state_cure_and_metadata() -> None:
+    assert [
+        (reason, label) for label in ("Cure", "Metadata") for reason, text in items(label).items() if not text
+    ] == []
