@@ -229,7 +229,7 @@ async def test_two_servers_delete_each_row_once(
 async def test_deletion_from_a_large_table_reads_old_rows_alone(service: Service, table: str) -> None:
     """Deletions are planned each time, as in the transactions of the server."""
     merchant_id, limit_ms, old_count = unique("merchant"), before_ms(table), 2 * ROWS_IN_BATCH_MAX
-    await insert_rows(service, table, merchant_id, limit_ms + DAY_MS, 50_000)
+    await insert_rows(service, table, merchant_id, limit_ms + DAY_MS, 15_000)
     await insert_rows(service, table, merchant_id, limit_ms - 1, old_count)
     statement = DELETE_FINISHED if table == "quarantined_webhooks" else DELETE_OLD[table]
     arguments = statement.arguments({"merchant_id": merchant_id, "from_ms": limit_ms - 1, "until_ms": limit_ms - 1})
