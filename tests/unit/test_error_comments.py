@@ -22,7 +22,7 @@ COMMENTS = comments()
 
 
 def items(label: str) -> dict[Reason, str]:
-    """Return the text after a label in the comment of each reason, without its full stop.
+    """Return the text after a label, without its full stop, by reason.
 
     It is empty where the comment lacks the label.
     """

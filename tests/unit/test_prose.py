@@ -58,7 +58,7 @@ def definitions(module: ast.Module) -> Iterator[Definition]:
 
 @cache
 def docstrings() -> list[tuple[str, bool, str]]:
-    """Return of each docstring the place, whether it is a function's, and the first line."""
+    """Return place and first line of each docstring, and whether it is a function's."""
     return [
         (place(path, getattr(node, "lineno", 1)), isinstance(node, Function), docstring.partition("\n")[0])
         for path in python_files()
@@ -68,7 +68,7 @@ def docstrings() -> list[tuple[str, bool, str]]:
 
 
 def suspect_prose() -> Iterator[tuple[str, str]]:
-    """Yield the place and the text of each line of a page, a proto, a comment or a string.
+    """Yield place and text of each line of a page, proto, comment or string.
 
     Python files without any banned phrase are left out, since it takes long to find their comments and strings.
     """
