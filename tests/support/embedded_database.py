@@ -11,9 +11,15 @@ import asyncpg
 from pointbook_cli.embedded_postgres import EmbeddedPostgres
 from pointbook_client.testing.folders import fastest_place
 
-_LOGGED = {"log_min_messages": "warning", "log_min_error_statement": "error", "log_error_verbosity": "default"}
-_LOG_MORE = ";".join(f"ALTER ROLE ALL SET {name} = {value}" for name, value in _LOGGED.items())
-"""PostgreSQL's default log settings. The embedded database logs less, since errors may quote rows."""
+_LOG_MORE = """
+ALTER ROLE ALL SET log_min_messages = warning;
+ALTER ROLE ALL SET log_min_error_statement = error;
+ALTER ROLE ALL SET log_error_verbosity = 'default'
+"""
+"""PostgreSQL's default log settings. The embedded database logs less, since errors may quote rows.
+
+Without its quotes, `default` would leave the setting as it is.
+"""
 
 
 class Cluster:
