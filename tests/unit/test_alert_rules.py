@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -22,12 +23,15 @@ from support.alert_rules import (
     load_panels,
     load_rules,
     names_in,
+    rules_reached,
     shorten,
+    write_split_tests,
 )
 
 PROMTOOL = shutil.which("promtool")
 RUNBOOK = ROOT / "docs" / "runbook.md"
 PROMTOOL_SECONDS_MAX = 300.0
+needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: it comes with Prometheus")
 TARGET_LABELS = {"job", "instance", WORKER}
 """The labels that each sample has by its target, and by its worker."""
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
@@ -78,9 +82,8 @@ def labels_of_result(expression: str) -> set[str]:
     return set().union(*(known[name] for name in names_in(expression).metrics))
 
 
-@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed: it comes with Prometheus")
-@pytest.mark.parametrize("arguments", [("check", "rules", RULES.name), ("test", "rules", RULE_TESTS.name)])
-def test_rules_are_valid_and_alerts_fire_when_they_should(arguments: tuple[str, ...]) -> None:
+def run_promtool(*arguments: str | Path) -> None:
+    """Run promtool, and check that it succeeds."""
     assert PROMTOOL is not None
     finished = subprocess.run(
         [PROMTOOL, *arguments],
@@ -94,6 +97,40 @@ def test_rules_are_valid_and_alerts_fire_when_they_should(arguments: tuple[str, 
     )
 
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@needs_promtool
+def test_rules_are_valid() -> None:
+    run_promtool("check", "rules", RULES)
+
+
+@needs_promtool
+def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    run_promtool("test", "rules", *write_split_tests(tmp_path))
+
+
+@needs_promtool
+@pytest.mark.soak  # All rules in each test cost five times the processor time of those that a test reaches.
+def test_alerts_fire_when_they_should_beside_all_rules() -> None:
+    run_promtool("test", "rules", RULE_TESTS)
+
+
+def test_a_test_of_promtool_reaches_the_rules_of_its_series_and_checks_and_what_these_read() -> None:
+    rules = [
+        {"record": "a:rate", "expr": "rate(a[5m])"},
+        {"alert": "OfSeries", "expr": "a:rate > b:rate"},
+        {"record": "b:rate", "expr": "rate(b[5m])"},
+        {"alert": "Twice", "expr": "c > 1"},
+        {"alert": "Twice", "expr": "d:rate > 1"},
+        {"record": "d:rate", "expr": "rate(d[5m])"},
+        {"alert": "Other", "expr": "absent(e)"},
+    ]
+    series = [{"series": 'a{job="x"}', "values": "0+1x10"}]
+    checks = [{"expr": 'ALERTS{alertname="Twice"}', "eval_time": "5m"}]
+
+    reached = rules_reached({"input_series": series, "promql_expr_test": checks}, rules)
+
+    assert reached == {"a:rate", "OfSeries", "b:rate", "Twice", "d:rate"}
 
 
 def test_metrics_of_rules_and_dashboard_exist() -> None:
