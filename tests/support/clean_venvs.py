@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,14 +49,14 @@ class CleanVenv:
     async def create(cls, python: str, folder: Path) -> "CleanVenv":
         """Create the environment with a Python.
 
-        Skips the test if pip cannot reach its index.
+        It has no pip either, whose installation takes seconds. Skips the test if pip cannot reach its index.
         """
-        command = (python, "-m", "venv", folder)
+        command = (python, "-m", "venv", "--without-pip", folder)
         created = await finish(*command, environment=clean_environment({}), seconds=INSTALL_SECONDS_MAX)
         assert created.exit_code == 0, created
         venv = cls(folder)
-        reached = await venv.run(
-            "pip", "download", "--retries", "1", "--timeout", "10", "--no-deps", "--dest", folder, "typing-extensions"
+        reached = await venv._pip(
+            "download", "--retries", "1", "--timeout", "10", "--no-deps", "--dest", folder, "typing-extensions"
         )
         if reached.exit_code != 0:
             pytest.skip(f"pip cannot reach its index: {reached.err.strip().splitlines()[-1]}")
@@ -63,9 +64,15 @@ class CleanVenv:
 
     async def run(self, program: str, *arguments: str | Path, cwd: Path | None = None) -> Finished:
         """Run a program of the environment to its end."""
+        return await self._finish(self.folder / "bin" / program, *arguments, cwd=cwd)
+
+    async def _pip(self, *arguments: str | Path) -> Finished:
+        """Run the pip of this process's environment for the other one."""
+        return await self._finish(sys.executable, "-m", "pip", "--python", self.folder / "bin" / "python", *arguments)
+
+    async def _finish(self, *command: str | Path, cwd: Path | None = None) -> Finished:
         return await finish(
-            self.folder / "bin" / program,
-            *arguments,
+            *command,
             environment=clean_environment({}) | index_environment(),
             cwd=cwd or self.folder,
             seconds=INSTALL_SECONDS_MAX,
@@ -81,12 +88,12 @@ class CleanVenv:
         constraints.write_text("".join(f"{''.join(found)}\n" for found in LOCKED.findall(lock)))
         # A test imports few of the modules, so it need not wait until all are compiled.
         options = ("--no-compile", "--find-links", wheels, "--constraint", constraints)
-        installed = await self.run("pip", "install", *options, *requirements)
+        installed = await self._pip("install", *options, *requirements)
         assert installed.exit_code == 0, installed
 
     async def packages(self) -> set[str]:
         """Return the names of what is installed, after checking that nothing is missing."""
-        checked = await self.run("pip", "check")
+        checked = await self._pip("check")
         assert checked.exit_code == 0, checked
-        listed = await self.run("pip", "list", "--format", "freeze")
-        return {line.partition("==")[0] for line in listed.out.splitlines()} - {"pip", "setuptools"}
+        listed = await self._pip("list", "--format", "freeze")
+        return {line.partition("==")[0] for line in listed.out.splitlines()}
