@@ -18,6 +18,8 @@ from support.processes import ROOT, Finished, clean_environment, finish
 BUILD_SECONDS_MAX = 300.0
 DIALOGUE_SECONDS_MAX = 60.0
 OUT = ROOT / "build" / "examples"
+QUICK_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+"""Options of Java for short runs: they end before optimized code pays off."""
 _UNREACHABLE = re.compile(
     r"dial tcp|no such host|connection refused|i/o timeout|TLS handshake timeout|network is unreachable|"
     r"ENOTFOUND|ECONNREFUSED|ECONNRESET|ETIMEDOUT|EAI_AGAIN|ENETUNREACH|ERR_SOCKET_TIMEOUT|network timeout|"
@@ -78,7 +80,7 @@ JAVA = Example(
     tools=("mvn", "java"),
     # Maven fetches what each of its steps needs.
     steps=(BuildStep(("mvn", "--quiet", "--batch-mode", "package"), downloads=True),),
-    checkout=("java", "-jar", f"{ROOT}/examples/java/target/checkout.jar"),
+    checkout=("java", *QUICK_JVM, "-jar", f"{ROOT}/examples/java/target/checkout.jar"),
     timeout=("--timeout", "{}"),
 )
 
@@ -103,6 +105,7 @@ async def build_example(example: Example) -> None:
 
 async def _run(example: Example, step: BuildStep) -> None:
     environment = dict(os.environ)  # Settings of registries and proxies.
+    environment["MAVEN_OPTS"] = " ".join((environment.get("MAVEN_OPTS", ""), *QUICK_JVM)).strip()
     try:
         finished = await finish(*step.command, environment=environment, cwd=example.folder, seconds=BUILD_SECONDS_MAX)
     except TimeoutError:
