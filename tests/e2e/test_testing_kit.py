@@ -65,6 +65,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+async def parallel_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One run of a team's tests, of those of the page, and of one that fails.
+
+    Each run starts servers of its own, which takes seconds.
+    """
+    folder = tmp_path_factory.mktemp("team")
+    (folder / "pytest.ini").write_text(CONFIGURATION)
+    shutil.copy(checkout_suite.__file__, folder / "test_checkout.py")
+    *tests, _ = blocks_of(PAGE.read_text(), "python")
+    for number, test in enumerate(tests):
+        (folder / f"test_page_{number}.py").write_text(test)
+    (folder / "test_failing.py").write_text(FAILING)
+    return await run_pytest(folder, "-n", "2", "-rpf")
+
+
 async def run_pytest(folder: Path, *options: str) -> Finished:
     """Run the tests of a folder."""
     return await finish(*PYTEST, *options, environment=clean_environment({}), cwd=folder, seconds=200)
@@ -78,22 +94,21 @@ async def imported_by(module: str, *names: str) -> list[str]:
     return list(json.loads(finished.out))
 
 
-async def test_a_team_tests_its_checkout_in_parallel_processes(folder: Path) -> None:
-    shutil.copy(checkout_suite.__file__, folder / "test_checkout.py")
-    finished = await run_pytest(folder, "-n", "2")
-
-    assert finished.exit_code == 0, finished.out
-    assert "21 passed" in finished.out
+def test_a_team_tests_its_checkout_in_parallel_processes(parallel_run: Finished) -> None:
+    assert parallel_run.out.count("\nPASSED test_checkout.py::") == 21, parallel_run.out
+    assert "1 failed, 23 passed in" in parallel_run.out
 
 
-async def test_the_tests_of_the_page_pass(folder: Path) -> None:
-    *tests, _ = blocks_of(PAGE.read_text(), "python")
-    for number, test in enumerate(tests):
-        (folder / f"test_{number}.py").write_text(test)
-    finished = await run_pytest(folder)
+def test_the_tests_of_the_page_pass(parallel_run: Finished) -> None:
+    assert parallel_run.out.count("\nPASSED test_page_0.py::") == 1, parallel_run.out
+    assert parallel_run.out.count("\nPASSED test_page_1.py::") == 1, parallel_run.out
 
-    assert finished.exit_code == 0, finished.out
-    assert "2 passed" in finished.out
+
+def test_a_failed_test_shows_the_log_of_the_server(parallel_run: Finished) -> None:
+    assert parallel_run.exit_code == 1, parallel_run.out
+    assert "\nFAILED test_failing.py::test_that_fails" in parallel_run.out
+    assert "Captured log of Pointbook" in parallel_run.out
+    assert "method=CustomersService/PutCustomer" in parallel_run.out
 
 
 async def test_a_team_tests_with_tokens_by_the_options_of_the_page(folder: Path) -> None:
@@ -104,15 +119,6 @@ async def test_a_team_tests_with_tokens_by_the_options_of_the_page(folder: Path)
 
     assert finished.exit_code == 0, finished.out
     assert "5 passed" in finished.out
-
-
-async def test_a_failed_test_shows_the_log_of_the_server(folder: Path) -> None:
-    (folder / "test_failing.py").write_text(FAILING)
-    finished = await run_pytest(folder)
-
-    assert finished.exit_code == 1, finished.out
-    assert "Captured log of Pointbook" in finished.out
-    assert "method=CustomersService/PutCustomer" in finished.out
 
 
 @pytest.mark.skipif(not HAS_PROC, reason="processes are looked up in /proc")
