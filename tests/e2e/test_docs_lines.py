@@ -71,9 +71,11 @@ class Terminal:
         if SHOWN_CODE in value:
             self.variables[name] = value.replace(SHOWN_CODE, self.code())
             return
-        if name in self.variables:
-            await asyncio.sleep(1.0)
-        self.variables[name] = await echo(value)
+        expanded = await echo(value)
+        while "date +%s" in value and expanded == self.variables.get(name):
+            await asyncio.sleep(0.05)
+            expanded = await echo(value)
+        self.variables[name] = expanded
 
     def code(self) -> str:
         """Return the last code on the console."""
