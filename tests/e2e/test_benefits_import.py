@@ -227,7 +227,7 @@ async def test_a_benefit_that_is_too_large_does_not_stop_the_others(
     assert finished.exit_code == 1, finished
     lines = finished.out.splitlines()
     assert (lines[0], lines[2]) == ("MLC7:1  refused", "MLC7:2  created")
-    assert lines[1].startswith("    RESOURCE_EXHAUSTED: ")
+    assert lines[1].startswith("    INVALID_ARGUMENT: INVALID_FIELDS: The request has 2,097,")
     assert [benefit.benefit_id for benefit in await list_benefits(client, shop)] == ["MLC7:2"]
 
 
@@ -382,7 +382,7 @@ async def test_an_invalid_custom_privilege_does_not_stop_the_others(
     for name in ("privilege_name", "privilege_description", "previlege_status"):
         assert f"custom_privilege.{name}: must be at most" in lines[12]
     assert lines[13:15] == ["MLC7:p6  refused", lines[14]]
-    assert lines[14].startswith("    RESOURCE_EXHAUSTED: ")
+    assert lines[14].startswith("    INVALID_ARGUMENT: INVALID_FIELDS: The request has 2,097,")
     assert lines[15:] == [
         "MLC7:p7  created",
         "7 custom privileges: 1 created, 0 changed, 0 unchanged, 6 refused; 0 vanished.",
