@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import grpc
 
@@ -18,7 +18,7 @@ CREDENTIALS_CHECK_SECONDS = 1.0
 REPLACED_CHANNEL_SECONDS = 60.0
 """How long a replaced channel stays open for its calls."""
 
-_PROCESSES: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
+_PROCESSES: dict[ref[asyncio.AbstractEventLoop], int] = {}
 """The process of each event loop that has had a client: a fork also has those of its parent."""
 
 C = TypeVar("C", bound="grpc.Channel | grpc.aio.Channel")
@@ -81,13 +81,11 @@ class AioConnection(Connection[grpc.aio.Channel]):
     def __init__(self, settings: ConnectSettings) -> None:
         """Open it.
 
-        Raises RuntimeError in a process that was forked while the event loop of a client existed: gRPC would end the
-        process, or not end the call.
+        Raises RuntimeError in a process that was forked while the event loop of a client existed.
         """
         self._loop = asyncio.get_running_loop()
-        if any(process != os.getpid() and not loop.is_closed() for loop, process in _PROCESSES.items()):
-            raise RuntimeError("this process was forked beside a client for asyncio: start it by `spawn`")
-        _PROCESSES[self._loop] = os.getpid()
+        _check_forks()
+        _PROCESSES[ref(self._loop)] = os.getpid()
         self._closing: set[asyncio.Task[None]] = set()
         super().__init__(settings)
 
@@ -176,6 +174,20 @@ class SyncConnection(Connection[grpc.Channel]):
         self._channel.close()
         for _, channel in self._replaced:
             channel.close()
+
+
+def _check_forks() -> None:
+    """Raise RuntimeError in a fork of a process with a client in an open event loop.
+
+    gRPC would end this process, or not end its calls.
+    """
+    # A copy: threads with event loops of their own may connect meanwhile.
+    for known, process in tuple(_PROCESSES.items()):
+        loop = known()
+        if loop is None or loop.is_closed():
+            _PROCESSES.pop(known, None)
+        elif process != os.getpid():
+            raise RuntimeError("this process was forked beside a client for asyncio: start it by `spawn`")
 
 
 async def _close_after_calls(replaced: grpc.aio.Channel) -> None:
