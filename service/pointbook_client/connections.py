@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
-from weakref import ref
+from weakref import WeakSet
 
 import grpc
 
@@ -18,8 +18,10 @@ CREDENTIALS_CHECK_SECONDS = 1.0
 REPLACED_CHANNEL_SECONDS = 60.0
 """How long a replaced channel stays open for its calls."""
 
-_PROCESSES: dict[ref[asyncio.AbstractEventLoop], int] = {}
-"""The process of each event loop that has had a client: a fork also has those of its parent."""
+_AIO_CHANNELS: WeakSet[grpc.aio.Channel] = WeakSet()
+"""The channels of asyncio that this process has opened, until they are freed."""
+_INHERITED: list[grpc.aio.Channel] = []
+"""Those that its parents had when they forked: gRPC would end this process if they were freed."""
 
 C = TypeVar("C", bound="grpc.Channel | grpc.aio.Channel")
 
@@ -81,18 +83,22 @@ class AioConnection(Connection[grpc.aio.Channel]):
     def __init__(self, settings: ConnectSettings) -> None:
         """Open it.
 
-        Raises RuntimeError in a process that was forked while the event loop of a client existed.
+        Raises RuntimeError in a process that was forked while its parent had a client for asyncio.
         """
         self._loop = asyncio.get_running_loop()
-        _check_forks()
-        _PROCESSES[ref(self._loop)] = os.getpid()
+        if _INHERITED:
+            # gRPC would end this process, or not end its calls, even if those clients are closed.
+            raise RuntimeError("this process was forked beside a client for asyncio: start it by `spawn`")
         self._closing: set[asyncio.Task[None]] = set()
         super().__init__(settings)
 
     def _open(self, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
         if credentials is None:
-            return grpc.aio.insecure_channel(self._target, options=self._options)
-        return grpc.aio.secure_channel(self._target, credentials, options=self._options)
+            channel = grpc.aio.insecure_channel(self._target, options=self._options)
+        else:
+            channel = grpc.aio.secure_channel(self._target, credentials, options=self._options)
+        _AIO_CHANNELS.add(channel)
+        return channel
 
     def _close_later(self, replaced: grpc.aio.Channel) -> None:
         task = self._loop.create_task(_close_after_calls(replaced))
@@ -176,18 +182,14 @@ class SyncConnection(Connection[grpc.Channel]):
             channel.close()
 
 
-def _check_forks() -> None:
-    """Raise RuntimeError in a fork of a process with a client in an open event loop.
+def _store_inherited() -> None:
+    """Store the channels of asyncio that belong to the parent of this process."""
+    _INHERITED.extend(_AIO_CHANNELS)
+    _AIO_CHANNELS.clear()
 
-    gRPC would end this process, or not end its calls.
-    """
-    # A copy: threads with event loops of their own may connect meanwhile.
-    for known, process in tuple(_PROCESSES.items()):
-        loop = known()
-        if loop is None or loop.is_closed():
-            _PROCESSES.pop(known, None)
-        elif process != os.getpid():
-            raise RuntimeError("this process was forked beside a client for asyncio: start it by `spawn`")
+
+if hasattr(os, "register_at_fork"):  # Windows has no forks.
+    os.register_at_fork(after_in_child=_store_inherited)
 
 
 async def _close_after_calls(replaced: grpc.aio.Channel) -> None:

@@ -61,6 +61,7 @@ from support.waiting import until, until_locks_are_awaited
 AUTHORITY = Authority()
 DAY = timedelta(days=1)
 NOW = datetime.fromtimestamp(NOW_MS / 1_000, UTC)
+REFUSED_FORK = "this process was forked beside a client for asyncio: start it by `spawn`"
 
 
 def buyer_of(shop: Shop, buyer_id: str = "buyer") -> CustomerRef:
@@ -389,39 +390,51 @@ with sync.connect(address, token=token, retries=False, timeout=10) as client:
     assert finished.out.splitlines() == ["REDEMPTION_NOT_FOUND"] * 3
 
 
-async def test_fork_beside_a_client_for_asyncio_is_named(service: Service, admin_token: str, shop: Shop) -> None:
+@pytest.mark.parametrize(
+    ("before_fork", "result"),
+    [
+        ("kept = [asyncio.run(call())]", REFUSED_FORK),
+        ("kept = [asyncio.run(call(is_closed=False))]", REFUSED_FORK),
+        # In the fork, it would be freed there.
+        ("kept = [asyncio.run(call())]; in_fork = kept.clear", REFUSED_FORK),
+        ("loop = asyncio.new_event_loop(); loop.run_until_complete(call())", "REDEMPTION_NOT_FOUND"),
+    ],
+)
+async def test_fork_beside_a_client_for_asyncio_is_named(
+    service: Service, admin_token: str, shop: Shop, before_fork: str, result: str
+) -> None:
     program = f"""
 import asyncio
 import os
+import signal
 from pointbook_client import PointbookError, connect
 
-address, token = "127.0.0.1:{service.server.port}", {admin_token!r}
+async def call(is_closed=True):
+    client = connect("127.0.0.1:{service.server.port}", token={admin_token!r})
+    try:
+        await client.get_redemption({shop.merchant_id!r}, reference="none")
+    except PointbookError as error:
+        print(error.reason, flush=True)
+    if is_closed:
+        await client.close()
+    return client
 
-async def call():
-    async with connect(address, token=token) as client:
-        try:
-            await client.get_redemption({shop.merchant_id!r}, reference="none")
-        except PointbookError as error:
-            print(error.reason, flush=True)
-
-def call_in_a_fork():
-    if (pid := os.fork()) == 0:
-        try:
-            asyncio.run(call())
-        except RuntimeError as error:
-            print(error, flush=True)
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-
-with asyncio.Runner() as runner:
-    runner.run(call())
-    call_in_a_fork()
+in_fork = int
+{before_fork}
+if (pid := os.fork()) == 0:
+    signal.alarm(20)
+    try:
+        in_fork()
+        asyncio.run(call())
+    except RuntimeError as error:
+        print(error, flush=True)
+    finally:
+        os._exit(0)
+os.waitpid(pid, 0)
 """
     finished = await finish(sys.executable, "-c", program, environment=clean_environment({}))
 
-    refused = "this process was forked beside a client for asyncio: start it by `spawn`"
-    assert finished.out.splitlines() == ["REDEMPTION_NOT_FOUND", refused]
+    assert finished.out.splitlines() == ["REDEMPTION_NOT_FOUND", result]
 
 
 async def test_closed_client_for_threads_refuses_calls(service: Service, admin_token: str, shop: Shop) -> None:
