@@ -3,6 +3,8 @@
 import contextlib
 import json
 import ssl
+import threading
+from concurrent.futures import Future
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
@@ -17,6 +19,8 @@ from shopline_shim.server_connection import server_tls
 from shopline_shim.settings import ShimSettings, split_address
 
 TIMEOUT_SECONDS = 3.0
+BODY_BYTES_MAX = 64 * 1024
+"""How much of a response is read."""
 
 
 class ProbeSettings(ShimSettings):
@@ -70,7 +74,7 @@ def _connect(settings: ProbeSettings, address: str) -> PointbookClient:
 def probe_shim(settings: ShimSettings) -> tuple[bool, str]:
     """Return whether a shim is ready, and why not.
 
-    The cause is the detail of its response; empty without a response.
+    The cause is the detail of its response; empty without a response in time.
     """
     host, port = split_address(local_address(settings.http_address))
     if settings.http_tls_cert_file:
@@ -78,13 +82,25 @@ def probe_shim(settings: ShimSettings) -> tuple[bool, str]:
         connection: HTTPConnection = HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=tls)
     else:
         connection = HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+    readiness: Future[tuple[bool, str]] = Future()
+    # The timeout of a socket is that of each read: it would not end a response of one byte a second.
+    threading.Thread(target=lambda: readiness.set_result(_get_readiness(connection)), daemon=True).start()
+    try:
+        return readiness.result(TIMEOUT_SECONDS)
+    except TimeoutError:
+        return False, ""
+
+
+def _get_readiness(connection: HTTPConnection) -> tuple[bool, str]:
+    """Return the result of a request to a shim, however long it takes."""
     try:
         with contextlib.closing(connection):
             connection.request("GET", "/readyz")
             response = connection.getresponse()
-            body = response.read()
-        return (True, "") if response.status == HTTPStatus.OK else (False, str(json.loads(body)["detail"]))
-    except (OSError, HTTPException, ValueError, TypeError, KeyError):
+            if response.status == HTTPStatus.OK:
+                return True, ""
+            return False, str(json.loads(response.read(BODY_BYTES_MAX))["detail"])
+    except (OSError, HTTPException, ValueError, TypeError, KeyError, RecursionError):
         return False, ""
 
 

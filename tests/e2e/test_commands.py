@@ -433,6 +433,46 @@ async def test_workers_share_their_ports_with_no_other_program(database_url: str
     assert "POINTBOOK_GRPC_ADDRESS" in one_line(unnamed)
 
 
+@contextlib.asynccontextmanager
+async def answering(response: bytes, rest: bytes) -> AsyncIterator[str]:
+    """Yield the address of a server that sends a response, then the rest forever."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(response)
+            while rest:
+                writer.write(rest)
+                await writer.drain()
+                await asyncio.sleep(0.1)
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+NOT_READY = b"HTTP/1.1 503 Service Unavailable\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("response", "rest", "cause"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"Endless: header", ""),
+        (NOT_READY, b"x", ""),
+        (b"\xff\r\n\r\n", b"", ""),
+        (b"HTTP/1.1 302 Found\r\nLocation: /livez\r\n\r\n", b"", ""),
+        (NOT_READY + b"[" * 60_000, b"", ""),
+        (NOT_READY + b'{"detail": "two\\nlines \\ud800"}', b"", r": two\nlines \ud800"),
+    ],
+    ids=["endless header", "endless body", "garbage", "redirect", "nested", "unprintable"],
+)
+async def test_health_ends_in_time_and_with_one_line_for_any_response(response: bytes, rest: bytes, cause: str) -> None:
+    async with asyncio.timeout(20), answering(response, rest) as address:
+        finished = await pointbook("health", "--shim", HTTP_ADDRESS=address)
+
+    assert finished == Finished(1, f"not serving{cause}\n", "")
+
+
 async def test_the_exit_code_of_health_is_the_servers_state(database_url: str, tmp_path: Path) -> None:
     address, http_address = free_address(), free_address()
     settings = {"GRPC_ADDRESS": address, "HTTP_ADDRESS": http_address}

@@ -134,9 +134,10 @@ def health(
     The exit code is 0 if it is, and 1 if not.
     """
     from pointbook_cli.health_probe import ProbeSettings, probe_server, probe_shim
+    from pointbook_cli.terminal import escape_unprintable
 
     settings = load_settings(ProbeSettings)
     is_serving, cause = probe_shim(settings) if shim else probe_server(settings)
-    typer.echo("serving" if is_serving else f"not serving: {cause}".removesuffix(": "))
+    typer.echo("serving" if is_serving else f"not serving: {escape_unprintable(cause)}".removesuffix(": "))
     if not is_serving:
         sys.exit(EXIT_PROBLEMS)
