@@ -18,7 +18,7 @@ REPLACEMENTS = (
     (r"\bawait ", ""),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"\bAwaitable\[(\w+)\]", r"\1"),
-    (r"import Iterator, Awaitable, Callable, Generator, Sequence", "import Callable, Iterator, Sequence"),
+    (r"import Iterator, Awaitable, Callable, Generator, Iterable", "import Callable, Iterable, Iterator"),
     (r"\bAio(Channel|Connection)\b", r"Sync\1"),
     (r"\b(\w+Service)AsyncStub\b", r"\1Stub"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),

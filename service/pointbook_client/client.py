@@ -5,7 +5,7 @@ The examples run against a server: `address` and `token` are its own, and `custo
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -328,7 +328,7 @@ class PointbookClient:
 
     async def apply_updates(
         self,
-        updates: Sequence[points_pb2.PointsUpdate],
+        updates: Iterable[points_pb2.PointsUpdate],
         *,
         outcomes_only: bool = True,
         retry_seconds: float = RETRY_SECONDS,

@@ -1,7 +1,7 @@
 """Retries that gRPC does not make itself: of the updates in a batch."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 
 import grpc
@@ -55,10 +55,10 @@ def pause_before_retry(pause: float, failures: Sequence[PointbookError]) -> floa
 class UpdateBatch:
     """Updates on their way, each until it has a result."""
 
-    def __init__(self, updates: Sequence[points_pb2.PointsUpdate], *, outcomes_only: bool) -> None:
-        self._updates = updates
+    def __init__(self, updates: Iterable[points_pb2.PointsUpdate], *, outcomes_only: bool) -> None:
+        self._updates = tuple(updates)
         self._outcomes_only = outcomes_only
-        self._sizes = [update.ByteSize() + _FRAME_BYTES_MAX for update in updates]
+        self._sizes = [update.ByteSize() + _FRAME_BYTES_MAX for update in self._updates]
         # An update that fits into no request fails by itself, as one with wrong fields does.
         self._results: list[UpdateResult | None] = [size_error(size + _OPTIONS_BYTES) for size in self._sizes]
         self._open = [index for index, result in enumerate(self._results) if result is None]

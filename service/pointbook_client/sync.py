@@ -6,7 +6,7 @@ The examples run against a server: `address` and `token` are its own, and `custo
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -324,7 +324,7 @@ class PointbookClient:
 
     def apply_updates(
         self,
-        updates: Sequence[points_pb2.PointsUpdate],
+        updates: Iterable[points_pb2.PointsUpdate],
         *,
         outcomes_only: bool = True,
         retry_seconds: float = RETRY_SECONDS,

@@ -242,6 +242,15 @@ async def test_updates_that_no_retry_helps_are_not_sent_again(shop: Shop) -> Non
     assert len(server.batches) == 1
 
 
+async def test_updates_may_come_from_a_generator(shop: Shop) -> None:
+    updates = updates_of(shop, 3)
+    async with scripted() as (server, client, _):
+        results = await client.apply_updates(update for update in updates)
+
+    assert [type(result) for result in results] == [points_pb2.ApplyPointsUpdateResponse] * 3
+    assert server.applied == order_of(updates)
+
+
 async def test_client_gives_up(shop: Shop) -> None:
     async with scripted() as (server, client, _):
         server.error_of = lambda _: Reason.QUEUE_FULL
