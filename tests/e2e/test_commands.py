@@ -444,6 +444,7 @@ async def answering(response: bytes, rest: bytes) -> AsyncIterator[str]:
             while rest:
                 writer.write(rest)
                 await writer.drain()
+                # A slow sender: each read of the probe gets something in time.
                 await asyncio.sleep(0.1)
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)

@@ -72,6 +72,7 @@ class Terminal:
             self.variables[name] = value.replace(SHOWN_CODE, self.code())
             return
         expanded = await echo(value)
+        # The time must be another one than that of the variable's last use, and its unit is the second.
         while "date +%s" in value and expanded == self.variables.get(name):
             await asyncio.sleep(0.05)
             expanded = await echo(value)

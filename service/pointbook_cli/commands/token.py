@@ -107,7 +107,9 @@ def revoke_token(token_id: Annotated[str, typer.Argument(help=TOKEN_ID_HELP)]) -
 
 def _run_with_tokens(use: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """Run a function on the tokens of the database in the settings."""
+    # First: wrong settings end the command, which then need not wait for the imports.
     _, url = load_server_settings()
+
     import asyncio
 
     from pointbook_cli.services.database_checks import check_migrated
